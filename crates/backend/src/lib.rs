@@ -1,0 +1,26 @@
+//! The contract between models and devices.
+//!
+//! Shape letters used throughout: R rows (all new tokens of all sequences, one after another), H query heads,
+//! K key/value heads, D head size, N pictures or tiles, T tokens of one of them.
+//!
+//! A batch is *ragged*: the new tokens of every sequence lie one after another as rows, and a [`Step`] says which
+//! rows belong to whom. Rows never mix except in attention, and there only within a sequence, which is why a
+//! sequence's tokens do not depend on who else is in the batch.
+//!
+//! Nothing here is fallible once a model is loaded: shapes are checked by [`Weights`] at load and a wrong shape
+//! afterwards is a bug that panics with both shapes.
+#![forbid(unsafe_code)]
+
+mod error;
+mod kv;
+mod layers;
+mod ops;
+mod tensor;
+mod weights;
+
+pub use error::{Error, Result};
+pub use kv::{BLOCK_TOKENS, KvCache, KvShape, LayerKv, SequenceId, Span, Step};
+pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, Rope, RopeRows, RopeScaling, SwiGlu};
+pub use ops::{Activation, AttentionDims, Backend, Epilogue, PatchDims};
+pub use tensor::Tensor;
+pub use weights::{Renamed, Weights};

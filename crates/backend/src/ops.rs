@@ -1,0 +1,176 @@
+//! The [`Backend`] trait: the fused operations that models are made of.
+
+use ocelli_formats::TensorData;
+
+/// A device: it holds weights and activations and computes on them.
+///
+/// A value is a handle (cloning it is cheap). Activations are float32 as far as a model can see; how weights are
+/// stored is the backend's own business. Every operation returns a new buffer; buffers go back to a pool when
+/// dropped, so that a steady state allocates nothing. All `rows` arguments count rows of the flattened input.
+pub trait Backend: Clone + Send + Sync + 'static {
+    /// Activations, row-major float32.
+    type Buffer: Send + Sync;
+    /// A matrix `[out, in]` in whatever form multiplies fastest.
+    type Weight: Send + Sync;
+    /// The keys and values of one layer, in blocks of [`crate::BLOCK_TOKENS`] tokens.
+    type KvBlocks: Send;
+
+    /// Name for messages and reports.
+    fn name(&self) -> &'static str;
+
+    /// Moves values to the device.
+    fn upload(&self, values: &[f32]) -> Self::Buffer;
+
+    /// Moves values back from the device; waits for them.
+    fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
+
+    /// Takes a float matrix `[out, in]` over; the bytes stay where they are (mapped) if the backend can use them so.
+    ///
+    /// # Errors
+    /// A text saying why this type of tensor cannot be used.
+    fn weight(&self, data: TensorData) -> Result<Self::Weight, String>;
+
+    /// `x [rows, in] · weightᵀ [in, out]`, then the epilogue: `[rows, out]`.
+    fn linear(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        weight: &Self::Weight,
+        epilogue: Epilogue<'_, Self>,
+    ) -> Self::Buffer;
+
+    /// Rows `ids` of a matrix: `[ids, in]`.
+    fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Buffer;
+
+    /// `a + b`, element by element.
+    fn add(&self, a: &Self::Buffer, b: &Self::Buffer) -> Self::Buffer;
+
+    /// `x [rows, n] + row [n]` for every group of `n` elements, repeated.
+    fn add_repeated(&self, x: &Self::Buffer, row: &Self::Buffer) -> Self::Buffer;
+
+    /// `silu(gate) * up`, element by element.
+    fn silu_mul(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Self::Buffer;
+
+    /// `x / sqrt(mean(x²) + eps) * weight` over each row of `weight.len()` elements.
+    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, eps: f32) -> Self::Buffer;
+
+    /// `(x - mean) / sqrt(variance + eps) * weight + bias` over each row.
+    fn layer_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, bias: &Self::Buffer, eps: f32) -> Self::Buffer;
+
+    /// Rotates `x [rows, heads, D]` by per-row angles; `cos` and `sin` are `[rows, D/2]`. Element `i` of a head turns
+    /// together with element `i + D/2` (Llama and Qwen as published on the hub).
+    fn rope(
+        &self,
+        x: &Self::Buffer,
+        heads: usize,
+        head_dim: usize,
+        cos: &Self::Buffer,
+        sin: &Self::Buffer,
+    ) -> Self::Buffer;
+
+    /// Attention where every query sees every key of its own batch entry:
+    /// `q [N, T, H, D]`, `k` and `v` `[N, S, K, D]` -> `[N, T, H, D]`.
+    fn attention(
+        &self,
+        q: &Self::Buffer,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        dims: AttentionDims,
+        scale: f32,
+    ) -> Self::Buffer;
+
+    /// Storage for keys and values of one layer; it grows on demand.
+    fn kv_blocks(&self, kv_heads: usize, head_dim: usize) -> Self::KvBlocks;
+
+    /// Writes row `r` of `k` and `v` (`[rows, K, D]`) to token slot `slots[r]` (block × block size + offset).
+    fn kv_write(&self, kv: &mut Self::KvBlocks, k: &Self::Buffer, v: &Self::Buffer, slots: &[usize]);
+
+    /// Copies one block onto another (a sequence that was forked is about to write into a shared block).
+    fn kv_copy(&self, kv: &mut Self::KvBlocks, from: usize, to: usize);
+
+    /// Causal attention of new rows over their sequences' cached keys: `q [rows, H, D]` -> the same shape.
+    ///
+    /// Row `i` of a span sees the tokens `0 ..= span.past + i` of its sequence (its own key is already written).
+    fn attention_cached(
+        &self,
+        q: &Self::Buffer,
+        heads: usize,
+        kv: &Self::KvBlocks,
+        spans: &[crate::Span],
+        scale: f32,
+    ) -> Self::Buffer;
+
+    /// Rows `rows` of `x`, each of `width` elements, in that order.
+    fn gather_rows(&self, x: &Self::Buffer, width: usize, rows: &[usize]) -> Self::Buffer;
+
+    /// A copy of `x` in which row `rows[i]` is replaced by row `i` of `source`.
+    fn replace_rows(&self, x: &Self::Buffer, width: usize, rows: &[usize], source: &Self::Buffer) -> Self::Buffer;
+
+    /// The parts one after another.
+    fn concat(&self, parts: &[&Self::Buffer]) -> Self::Buffer;
+
+    /// Cuts pictures `[N, C, height, width]` into square patches: `[N × patches (row by row), C × patch × patch]`.
+    fn unfold_patches(&self, x: &Self::Buffer, dims: PatchDims) -> Self::Buffer;
+}
+
+/// What happens to a matrix product before it is stored: `activation(x·w + bias) + residual`.
+pub struct Epilogue<'a, B: Backend> {
+    /// Added to every row, `[out]`.
+    pub bias: Option<&'a B::Buffer>,
+    /// Applied after the bias.
+    pub activation: Activation,
+    /// Added at the end, `[rows, out]`.
+    pub residual: Option<&'a B::Buffer>,
+}
+
+impl<B: Backend> Epilogue<'_, B> {
+    /// Nothing happens to the product.
+    pub fn none() -> Self {
+        Self { bias: None, activation: Activation::None, residual: None }
+    }
+}
+
+/// Element-wise functions that follow a matrix product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// The identity.
+    None,
+    /// `x/2 · (1 + erf(x/√2))`.
+    Gelu,
+    /// The tanh approximation, `gelu_pytorch_tanh` in configs.
+    GeluTanh,
+    /// `x · sigmoid(x)`.
+    Silu,
+}
+
+/// Sizes of [`Backend::attention`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionDims {
+    /// N: entries that do not see each other.
+    pub batch: usize,
+    /// T: queries per entry.
+    pub queries: usize,
+    /// S: keys per entry.
+    pub keys: usize,
+    /// H: query heads.
+    pub heads: usize,
+    /// K: key/value heads; H is a multiple of it.
+    pub kv_heads: usize,
+    /// D: elements per head.
+    pub head_dim: usize,
+}
+
+/// Sizes of [`Backend::unfold_patches`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PatchDims {
+    /// N: pictures.
+    pub batch: usize,
+    /// C: colour channels.
+    pub channels: usize,
+    /// Height in pixels, a multiple of `patch`.
+    pub height: usize,
+    /// Width in pixels, a multiple of `patch`.
+    pub width: usize,
+    /// Side of a patch in pixels.
+    pub patch: usize,
+}

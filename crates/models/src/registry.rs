@@ -1,0 +1,62 @@
+//! The table of families: `model_type` of a config -> the code that loads it.
+
+use ocelli_backend::Backend;
+use ocelli_formats::{Checkpoint, Config};
+
+use crate::Model;
+use crate::error::{Error, Result};
+use crate::idefics3::Idefics3;
+use crate::llama::Llama;
+use crate::qwen2::Qwen2;
+
+/// What is known of a family before any weights are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Architecture {
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// What people call it.
+    pub title: &'static str,
+    /// Whether it takes pictures.
+    pub sees_images: bool,
+}
+
+/// The table: one row per `model_type`. (A macro, since a `static` cannot hold functions generic over the backend.)
+macro_rules! families {
+    ($($model_type:literal, $title:literal, sees_images: $sees_images:literal, $family:ident;)*) => {
+        /// All families, by `model_type`.
+        pub const ARCHITECTURES: &[Architecture] =
+            &[$(Architecture { model_type: $model_type, title: $title, sees_images: $sees_images }),*];
+
+        /// Loads the model that a config and a checkpoint describe.
+        ///
+        /// # Errors
+        /// When the architecture, a config value or the set of tensors is not what a family implements.
+        pub fn load<B: Backend>(backend: &B, config: &Config, checkpoint: &Checkpoint) -> Result<Box<dyn Model<B>>> {
+            match config.model_type() {
+                $($model_type => Ok(Box::new($family::load(backend, config, checkpoint)?)),)*
+                other => Err(unsupported(other)),
+            }
+        }
+    };
+}
+
+families! {
+    "idefics3", "Idefics3, SmolVLM", sees_images: true, Idefics3;
+    "llama", "Llama 2, 3.x", sees_images: false, Llama;
+    "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, Qwen2;
+    "smolvlm", "SmolVLM2", sees_images: true, Idefics3;
+}
+
+/// Looks a family up by its `model_type`.
+///
+/// # Errors
+/// [`Error::UnsupportedArchitecture`], which names what there is.
+pub fn architecture(model_type: &str) -> Result<Architecture> {
+    let found = ARCHITECTURES.iter().find(|row| row.model_type == model_type);
+    found.copied().ok_or_else(|| unsupported(model_type))
+}
+
+fn unsupported(model_type: &str) -> Error {
+    let supported = ARCHITECTURES.iter().map(|row| row.model_type).collect();
+    Error::UnsupportedArchitecture { model_type: model_type.to_owned(), supported }
+}

@@ -1,0 +1,134 @@
+//! Every family's features and logits on the slow reference backend equal the reference implementation's, and the
+//! loader names what does not fit.
+
+use std::path::PathBuf;
+
+use ocelli_backend::{KvCache, Step, Tensor};
+use ocelli_formats::{Checkpoint, Config, ModelFiles, Safetensors, TensorData};
+use ocelli_models::Model;
+use ocelli_testkit::ReferenceBackend;
+
+const FAMILIES: [&str; 4] = ["idefics3", "smolvlm", "llama3", "qwen2"];
+
+struct Fixture {
+    model: Box<dyn Model<ReferenceBackend>>,
+    reference: Safetensors,
+}
+
+impl Fixture {
+    fn open(family: &str) -> Self {
+        let files = files(family);
+        let (config, checkpoint) = (Config::load(&files).unwrap(), Checkpoint::open(&files).unwrap());
+        let model = ocelli_models::load(&ReferenceBackend, &config, &checkpoint).unwrap();
+        let bytes = files.bytes("reference.safetensors").unwrap().unwrap();
+        Self { model, reference: Safetensors::parse(bytes, family).unwrap() }
+    }
+
+    fn tensor(&self, name: &str) -> TensorData {
+        self.reference.tensor(name).unwrap_or_else(|| panic!("the fixture lacks {name}"))
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        self.tensor("in.input_ids").to_i64().unwrap().into_iter().map(|id| id as u32).collect()
+    }
+
+    /// Embeddings of the prompt with the picture's features in place.
+    fn embed(&self) -> Tensor<ReferenceBackend> {
+        let ids = self.ids();
+        let x = self.model.embed(&ids);
+        let Some(image_token) = self.model.image_token_id() else { return x };
+        let places: Vec<usize> = (0..ids.len()).filter(|&at| ids[at] == image_token).collect();
+        x.replace_rows(&places, &self.features())
+    }
+
+    fn features(&self) -> Tensor<ReferenceBackend> {
+        let pixels = self.tensor("in.pixel_values");
+        let tensor = Tensor::new(&ReferenceBackend, &pixels.to_f32().unwrap(), &pixels.shape()[1..]);
+        self.model.encode_image(&tensor)
+    }
+}
+
+fn files(family: &str) -> ModelFiles {
+    ModelFiles::open(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(family)).unwrap()
+}
+
+/// Largest difference over largest expected magnitude.
+fn difference(actual: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(actual.len(), expected.len());
+    let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    actual.iter().zip(expected).fold(0.0f32, |worst, (a, e)| worst.max((a - e).abs())) / largest
+}
+
+#[test]
+fn image_features_equal_the_reference() {
+    for family in ["idefics3", "smolvlm"] {
+        let fixture = Fixture::open(family);
+        let expected = fixture.tensor("out.image_features.0").to_f32().unwrap();
+        let worst = difference(&fixture.features().to_vec(), &expected);
+        assert!(worst < 2e-5, "{family}: image features differ by {worst}");
+    }
+}
+
+#[test]
+fn logits_equal_the_reference() {
+    for family in FAMILIES {
+        let fixture = Fixture::open(family);
+        let mut kv = KvCache::new(&ReferenceBackend, fixture.model.kv_shape());
+        let sequence = kv.start();
+        let x = fixture.embed();
+        let step: Step = kv.step(&[(sequence, x.rows())]);
+        let logits = fixture.model.logits(&fixture.model.forward(&x, &step, &mut kv));
+        let worst = difference(&logits.to_vec(), &fixture.tensor("out.logits").to_f32().unwrap());
+        assert!(worst < 2e-5, "{family}: logits differ by {worst}");
+    }
+}
+
+#[test]
+fn one_token_at_a_time_gives_the_same_logits() {
+    for family in FAMILIES {
+        let fixture = Fixture::open(family);
+        let mut kv = KvCache::new(&ReferenceBackend, fixture.model.kv_shape());
+        let sequence = kv.start();
+        let x = fixture.embed();
+        let mut logits = Vec::new();
+        for row in 0..x.rows() {
+            let step = kv.step(&[(sequence, 1)]);
+            let hidden = fixture.model.forward(&x.gather_rows(&[row]), &step, &mut kv);
+            logits.extend(fixture.model.logits(&hidden).to_vec());
+        }
+        let worst = difference(&logits, &fixture.tensor("out.logits").to_f32().unwrap());
+        assert!(worst < 2e-5, "{family}: logits differ by {worst}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_listed_by_name() {
+    for family in FAMILIES {
+        let files = files(family);
+        let (config, checkpoint) = (Config::load(&files).unwrap(), Checkpoint::open(&files).unwrap());
+        let norm = checkpoint.names().find(|name| name.ends_with("norm.weight")).unwrap().to_owned();
+        let rename = |name: &str| if name == norm { "stray.weight".to_owned() } else { name.to_owned() };
+        let tensors = checkpoint.names().map(|name| (rename(name), checkpoint.tensor(name).unwrap())).collect();
+        let changed = Checkpoint::from_tensors(tensors);
+        let error = ocelli_models::load(&ReferenceBackend, &config, &changed).err().expect("an error").to_string();
+        assert!(error.contains(&norm) && error.contains("stray.weight"), "{family}: {error}");
+    }
+}
+
+#[test]
+fn an_unsupported_value_is_named() {
+    for family in FAMILIES {
+        let text = files(family).text("config.json").unwrap().unwrap();
+        let changed = text.replace("\"hidden_act\": \"silu\"", "\"hidden_act\": \"relu\"");
+        let config = Config::parse(changed.as_bytes(), "config.json").unwrap();
+        let checkpoint = Checkpoint::open(&files(family)).unwrap();
+        let error = ocelli_models::load(&ReferenceBackend, &config, &checkpoint).err().expect("an error").to_string();
+        assert!(error.contains("hidden_act") && error.contains("relu"), "{family}: {error}");
+    }
+}
+
+#[test]
+fn an_unknown_architecture_names_what_is_supported() {
+    let error = ocelli_models::architecture("florence2").unwrap_err().to_string();
+    assert!(error.contains("florence2") && error.contains("smolvlm") && error.contains("qwen2"), "{error}");
+}

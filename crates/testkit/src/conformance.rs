@@ -1,0 +1,229 @@
+//! The conformance table: one row per operation and shape, run by every backend against the reference backend.
+
+use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, PatchDims, Span};
+use ocelli_formats::{Dtype, SharedBytes, TensorData};
+
+use crate::{Random, ReferenceBackend};
+
+/// Runs the whole table.
+///
+/// # Panics
+/// At the first case whose result differs from the reference backend's by more than its tolerance.
+pub fn conformance<B: Backend>(backend: &B) {
+    linear(backend);
+    embed(backend);
+    elementwise(backend);
+    norms(backend);
+    rope(backend);
+    attention(backend);
+    attention_cached(backend);
+    rows(backend);
+    patches(backend);
+}
+
+/// Both backends side by side: what one computes the other must.
+struct Pair<'a, B: Backend> {
+    backend: &'a B,
+    case: String,
+}
+
+impl<B: Backend> Pair<'_, B> {
+    /// `tolerance` is relative to the largest expected magnitude: rounding errors scale with what was summed.
+    fn check(&self, actual: &B::Buffer, expected: &[f32], tolerance: f32) {
+        let actual = self.backend.download(actual);
+        assert_eq!(actual.len(), expected.len(), "{}: {}: length", self.backend.name(), self.case);
+        let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        for (at, (a, e)) in actual.iter().zip(expected).enumerate() {
+            let close = (a - e).abs() <= tolerance * largest.max(1e-30);
+            assert!(close, "{}: {}: element {at} is {a}, expected {e}", self.backend.name(), self.case);
+        }
+    }
+}
+
+fn pair<'a, B: Backend>(backend: &'a B, case: impl Into<String>) -> Pair<'a, B> {
+    Pair { backend, case: case.into() }
+}
+
+fn linear<B: Backend>(backend: &B) {
+    let sizes = [(1, 1, 1), (1, 64, 96), (3, 33, 7), (5, 576, 130), (8, 128, 64), (17, 96, 257), (70, 160, 50)];
+    let activations = [Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Silu];
+    let dtypes = [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F64];
+    let mut random = Random::new(1);
+    for (case, (rows, n_in, n_out)) in sizes.into_iter().enumerate() {
+        for dtype in dtypes {
+            let activation = activations[case % activations.len()];
+            let x = random.values(rows * n_in);
+            let weight = matrix(&mut random, dtype, n_out, n_in);
+            let (bias, residual) = (random.values(n_out), random.values(rows * n_out));
+            for fused in [false, true] {
+                let run = pair(backend, format!("linear {rows}x{n_in}x{n_out} {dtype:?} {activation:?} fused {fused}"));
+                let expected = product(&ReferenceBackend, &weight, &x, rows, &bias, &residual, activation, fused);
+                let actual = product(backend, &weight, &x, rows, &bias, &residual, activation, fused);
+                run.check(&actual, &expected, 2e-6 * (n_in as f32).sqrt().max(4.0));
+            }
+        }
+    }
+}
+
+fn product<B: Backend>(
+    backend: &B,
+    weight: &TensorData,
+    x: &[f32],
+    rows: usize,
+    bias: &[f32],
+    residual: &[f32],
+    activation: Activation,
+    fused: bool,
+) -> B::Buffer {
+    let weight = backend.weight(weight.clone()).expect("a float matrix");
+    let (x, bias, residual) = (backend.upload(x), backend.upload(bias), backend.upload(residual));
+    let all = Epilogue { bias: Some(&bias), activation, residual: Some(&residual) };
+    backend.linear(&x, rows, &weight, if fused { all } else { Epilogue::none() })
+}
+
+fn embed<B: Backend>(backend: &B) {
+    let mut random = Random::new(2);
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+        let table = matrix(&mut random, dtype, 11, 37);
+        let ids = [0, 10, 3, 3];
+        let expected = ReferenceBackend.embed(&ReferenceBackend.weight(table.clone()).expect("a float matrix"), &ids);
+        let actual = backend.embed(&backend.weight(table).expect("a float matrix"), &ids);
+        pair(backend, format!("embed {dtype:?}")).check(&actual, &expected, 0.0);
+    }
+}
+
+fn elementwise<B: Backend>(backend: &B) {
+    let mut random = Random::new(3);
+    for count in [1, 16, 63, 5000] {
+        let (a, b) = (random.values(count), random.values(count));
+        let (on_a, on_b) = (backend.upload(&a), backend.upload(&b));
+        pair(backend, "add").check(&backend.add(&on_a, &on_b), &ReferenceBackend.add(&a, &b), 1e-6);
+        let scaled: Vec<f32> = a.iter().map(|value| value * 30.0).collect();
+        let actual = backend.silu_mul(&backend.upload(&scaled), &on_b);
+        pair(backend, "silu_mul").check(&actual, &ReferenceBackend.silu_mul(&scaled, &b), 4e-6);
+        let repeated: Vec<f32> = random.values(count * 3);
+        let actual = backend.add_repeated(&backend.upload(&repeated), &on_a);
+        pair(backend, "add_repeated").check(&actual, &ReferenceBackend.add_repeated(&repeated, &a), 1e-6);
+    }
+}
+
+fn norms<B: Backend>(backend: &B) {
+    let mut random = Random::new(4);
+    for (rows, width) in [(1, 1), (3, 64), (2, 577), (40, 192)] {
+        let (x, weight, bias) = (random.values(rows * width), random.values(width), random.values(width));
+        let (on_x, on_weight, on_bias) = (backend.upload(&x), backend.upload(&weight), backend.upload(&bias));
+        let actual = backend.rms_norm(&on_x, &on_weight, 1e-5);
+        pair(backend, format!("rms_norm {width}")).check(&actual, &ReferenceBackend.rms_norm(&x, &weight, 1e-5), 4e-6);
+        let actual = backend.layer_norm(&on_x, &on_weight, &on_bias, 1e-6);
+        let expected = ReferenceBackend.layer_norm(&x, &weight, &bias, 1e-6);
+        pair(backend, format!("layer_norm {width}")).check(&actual, &expected, 1e-5);
+    }
+}
+
+fn rope<B: Backend>(backend: &B) {
+    let mut random = Random::new(5);
+    for (rows, heads, head_dim) in [(1, 1, 2), (3, 2, 16), (5, 9, 64), (2, 3, 72)] {
+        let x = random.values(rows * heads * head_dim);
+        let (cos, sin): (Vec<f32>, Vec<f32>) =
+            (0..rows * head_dim / 2).map(|_| (random.value() * 30.0).sin_cos()).map(|(sin, cos)| (cos, sin)).unzip();
+        let expected = ReferenceBackend.rope(&x, heads, head_dim, &cos, &sin);
+        let (on_cos, on_sin) = (backend.upload(&cos), backend.upload(&sin));
+        let actual = backend.rope(&backend.upload(&x), heads, head_dim, &on_cos, &on_sin);
+        pair(backend, format!("rope {rows}x{heads}x{head_dim}")).check(&actual, &expected, 1e-6);
+    }
+}
+
+fn attention<B: Backend>(backend: &B) {
+    let mut random = Random::new(6);
+    let sizes = [
+        (1, 1, 1, 1, 1, 8),
+        (2, 16, 16, 4, 4, 12),
+        (1, 100, 100, 3, 3, 64),
+        (3, 5, 9, 6, 2, 72),
+        (1, 2, 300, 2, 1, 88),
+    ];
+    for (batch, queries, keys, heads, kv_heads, head_dim) in sizes {
+        let dims = AttentionDims { batch, queries, keys, heads, kv_heads, head_dim };
+        let q: Vec<f32> = random.values(batch * queries * heads * head_dim).iter().map(|value| value * 4.0).collect();
+        let (k, v) =
+            (random.values(batch * keys * kv_heads * head_dim), random.values(batch * keys * kv_heads * head_dim));
+        let expected = ReferenceBackend.attention(&q, &k, &v, dims, 0.3);
+        let actual = backend.attention(&backend.upload(&q), &backend.upload(&k), &backend.upload(&v), dims, 0.3);
+        pair(backend, format!("attention {dims:?}")).check(&actual, &expected, 1e-5);
+    }
+}
+
+/// Three sequences in one step: a long prefill, a fresh one and a single token, with blocks out of order.
+fn attention_cached<B: Backend>(backend: &B) {
+    let mut random = Random::new(7);
+    for (heads, kv_heads, head_dim) in [(4, 2, 16), (9, 3, 64), (3, 3, 72)] {
+        let width = kv_heads * head_dim;
+        let spans = [
+            Span { rows: 0..40, past: 30, blocks: vec![5, 0, 3] },
+            Span { rows: 40..43, past: 0, blocks: vec![1] },
+            Span { rows: 43..44, past: 31, blocks: vec![2] },
+        ];
+        let slot = |span: &Span, at: usize| span.blocks[at / BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS;
+        let slots: Vec<usize> =
+            spans.iter().flat_map(|span| (0..span.past + span.rows.len()).map(move |at| slot(span, at))).collect();
+        let (k, v) = (random.values(slots.len() * width), random.values(slots.len() * width));
+        let q: Vec<f32> = random.values(44 * heads * head_dim).iter().map(|value| value * 3.0).collect();
+
+        let expected = cached(&ReferenceBackend, (heads, kv_heads, head_dim), (&q, &k, &v), &slots, &spans);
+        let actual = cached(backend, (heads, kv_heads, head_dim), (&q, &k, &v), &slots, &spans);
+        pair(backend, format!("attention_cached {heads}/{kv_heads}x{head_dim}")).check(&actual, &expected, 1e-5);
+    }
+}
+
+fn cached<B: Backend>(
+    backend: &B,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    slots: &[usize],
+    spans: &[Span],
+) -> B::Buffer {
+    let mut kv = backend.kv_blocks(kv_heads, head_dim);
+    backend.kv_write(&mut kv, &backend.upload(k), &backend.upload(v), slots);
+    // The last span reads a copy of its block: a copied block must hold what the original held.
+    let mut spans = spans.to_vec();
+    backend.kv_copy(&mut kv, 2, 6);
+    spans[2].blocks = vec![6];
+    backend.attention_cached(&backend.upload(q), heads, &kv, &spans, 0.25)
+}
+
+fn rows<B: Backend>(backend: &B) {
+    let mut random = Random::new(8);
+    let (width, x, source) = (19, random.values(6 * 19), random.values(2 * 19));
+    let (on_x, on_source) = (backend.upload(&x), backend.upload(&source));
+    let actual = backend.gather_rows(&on_x, width, &[5, 0, 0, 2]);
+    pair(backend, "gather_rows").check(&actual, &ReferenceBackend.gather_rows(&x, width, &[5, 0, 0, 2]), 0.0);
+    let actual = backend.replace_rows(&on_x, width, &[4, 1], &on_source);
+    pair(backend, "replace_rows").check(&actual, &ReferenceBackend.replace_rows(&x, width, &[4, 1], &source), 0.0);
+    let actual = backend.concat(&[&on_source, &on_x, &on_source]);
+    pair(backend, "concat").check(&actual, &ReferenceBackend.concat(&[&source, &x, &source]), 0.0);
+}
+
+fn patches<B: Backend>(backend: &B) {
+    let mut random = Random::new(9);
+    for (batch, channels, height, width, patch) in [(1, 1, 2, 2, 1), (2, 3, 8, 12, 4), (1, 3, 28, 14, 14)] {
+        let dims = PatchDims { batch, channels, height, width, patch };
+        let x = random.values(batch * channels * height * width);
+        let actual = backend.unfold_patches(&backend.upload(&x), dims);
+        pair(backend, format!("{dims:?}")).check(&actual, &ReferenceBackend.unfold_patches(&x, dims), 0.0);
+    }
+}
+
+/// A matrix as it lies in a file, one byte off any alignment.
+fn matrix(random: &mut Random, dtype: Dtype, n_out: usize, n_in: usize) -> TensorData {
+    let values = random.values(n_out * n_in);
+    let bytes: Vec<u8> = match dtype {
+        Dtype::F64 => values.iter().flat_map(|&value| f64::from(value).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    };
+    let padded: Vec<u8> = std::iter::once(0).chain(bytes).collect();
+    let len = padded.len();
+    let shifted = SharedBytes::from(padded).slice(1..len).expect("within the bytes");
+    TensorData::new(dtype, vec![n_out, n_in], shifted).expect("as many bytes as the shape needs")
+}
