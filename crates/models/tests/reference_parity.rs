@@ -1,6 +1,8 @@
 //! Every family's features and logits on the slow reference backend equal the reference implementation's, and the
 //! loader names what does not fit.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
 use std::path::PathBuf;
 
 use ocelli_backend::{KvCache, Step, Tensor};
