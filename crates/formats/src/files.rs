@@ -1,0 +1,214 @@
+//! The files of one model, wherever they are.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::bytes::SharedBytes;
+use crate::error::{Error, Result};
+
+/// The files of one model: a folder on disk, or files embedded in the binary.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    label: String,
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Folder(PathBuf),
+    Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+impl ModelFiles {
+    /// A model's folder; its label is the path.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is nothing at `path`, [`Error::NotAFolder`] for a file ([`Error::UnsupportedFormat`]
+    /// for a GGUF one), [`Error::MissingConfig`] (listing what is there) without `config.json`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let about = std::fs::metadata(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        if !about.is_dir() {
+            let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+            let path = path.to_path_buf();
+            return Err(if is_gguf { Error::UnsupportedFormat { path } } else { Error::NotAFolder { path } });
+        }
+        let files = Self { label: path.display().to_string(), source: Source::Folder(path.into()) };
+        if files.bytes(CONFIG)?.is_none() {
+            return Err(Error::MissingConfig { found: files.names()?, label: files.label });
+        }
+        Ok(files)
+    }
+
+    /// Files built into the program: `(name, content)` pairs.
+    pub fn embedded(label: &str, files: &'static [(&'static str, &'static [u8])]) -> Self {
+        Self { label: label.into(), source: Source::Embedded(files) }
+    }
+
+    /// The same files under a friendlier name, such as the model id they were resolved from.
+    #[must_use]
+    pub fn with_label(self, label: &str) -> Self {
+        Self { label: label.into(), ..self }
+    }
+
+    /// What to call this model in messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The folder, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Folder(path) => Some(path),
+            Source::Embedded(_) => None,
+        }
+    }
+
+    /// The names of all files at the top level, sorted.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folder cannot be read.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = match &self.source {
+            Source::Embedded(files) => files.iter().map(|(name, _)| (*name).to_string()).collect(),
+            Source::Folder(path) => {
+                let io_error = |source| Error::Io { path: path.clone(), source };
+                let mut names = Vec::new();
+                for entry in std::fs::read_dir(path).map_err(io_error)? {
+                    let entry = entry.map_err(io_error)?;
+                    // A broken link counts as a file: opening it will say what is wrong.
+                    if !entry.path().is_dir() {
+                        names.push(entry.file_name().to_string_lossy().into_owned());
+                    }
+                }
+                names
+            }
+        };
+        names.sort();
+        Ok(names)
+    }
+
+    /// The content of a file, mapped when it is large; `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// [`Error::UnsafeName`] for a name that leaves the folder, [`Error::BrokenLink`], [`Error::Io`].
+    pub fn bytes(&self, name: &str) -> Result<Option<SharedBytes>> {
+        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside || name.is_empty() {
+            return Err(Error::UnsafeName { label: self.label.clone(), name: name.into() });
+        }
+        match &self.source {
+            Source::Embedded(files) => {
+                Ok(files.iter().find(|(known, _)| *known == name).map(|(_, bytes)| SharedBytes::from(*bytes)))
+            }
+            Source::Folder(folder) => read(folder.join(name)),
+        }
+    }
+
+    /// The content of a text file; `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// [`Error::NotUtf8`], and those of [`ModelFiles::bytes`].
+    pub fn text(&self, name: &str) -> Result<Option<String>> {
+        let Some(bytes) = self.bytes(name)? else { return Ok(None) };
+        let text = String::from_utf8(bytes.to_vec()).map_err(|_| Error::NotUtf8 { file: self.label_of(name) })?;
+        Ok(Some(text))
+    }
+
+    /// The content of a JSON file; `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// [`Error::NotJson`], and those of [`ModelFiles::bytes`].
+    pub fn json(&self, name: &str) -> Result<Option<Value>> {
+        let Some(bytes) = self.bytes(name)? else { return Ok(None) };
+        let value =
+            serde_json::from_slice(&bytes).map_err(|source| Error::NotJson { file: self.label_of(name), source })?;
+        Ok(Some(value))
+    }
+
+    /// How messages name one of the files.
+    pub fn label_of(&self, name: &str) -> String {
+        match &self.source {
+            Source::Folder(path) => path.join(name).display().to_string(),
+            Source::Embedded(_) => format!("{}/{name}", self.label),
+        }
+    }
+}
+
+fn read(path: PathBuf) -> Result<Option<SharedBytes>> {
+    match SharedBytes::open(&path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            if std::fs::symlink_metadata(&path).is_ok() { Err(Error::BrokenLink { path }) } else { Ok(None) }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+const CONFIG: &str = "config.json";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_and_embedded_files_read_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("sub")).unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"a":1}"#).unwrap();
+        std::fs::write(folder.path().join("sub/notes.txt"), "hi").unwrap();
+        let on_disk = ModelFiles::open(folder.path()).unwrap().with_label("mine");
+        let embedded = ModelFiles::embedded("mine", &[("config.json", br#"{"a":1}"#), ("sub/notes.txt", b"hi")]);
+        for files in [&on_disk, &embedded] {
+            assert_eq!(files.label(), "mine");
+            assert_eq!(files.json("config.json").unwrap().unwrap()["a"], 1);
+            assert_eq!(files.text("sub/notes.txt").unwrap().as_deref(), Some("hi"));
+            assert!(files.bytes("missing").unwrap().is_none());
+            assert!(files.text("missing").unwrap().is_none() && files.json("missing").unwrap().is_none());
+        }
+        assert_eq!(on_disk.names().unwrap(), ["config.json"]);
+        assert_eq!((on_disk.path(), embedded.path()), (Some(folder.path()), None));
+        assert_eq!(embedded.label_of("x"), "mine/x");
+    }
+
+    #[test]
+    fn unsafe_names() {
+        let files = ModelFiles::embedded("mine", &[]);
+        for name in ["", "..", "../x", "/etc/passwd", "a/../../b", "./x"] {
+            assert!(matches!(files.bytes(name), Err(Error::UnsafeName { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_model_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        assert!(matches!(ModelFiles::open(path("nowhere")), Err(Error::Io { .. })));
+        std::fs::write(path("model.GGUF"), "").unwrap();
+        std::fs::write(path("notes.txt"), "").unwrap();
+        let gguf = ModelFiles::open(path("model.GGUF")).unwrap_err();
+        assert!(matches!(gguf, Error::UnsupportedFormat { .. }) && gguf.hint().unwrap().contains("GGUF"));
+        assert!(matches!(ModelFiles::open(path("notes.txt")), Err(Error::NotAFolder { .. })));
+        let missing = ModelFiles::open(folder.path()).unwrap_err();
+        assert!(missing.to_string().ends_with("has no config.json; it holds model.GGUF, notes.txt"), "{missing}");
+    }
+
+    #[test]
+    fn malformed_text() {
+        let files = ModelFiles::embedded("mine", &[("a", b"\xff"), ("b", b"{")]);
+        assert!(matches!(files.text("a"), Err(Error::NotUtf8 { file }) if file == "mine/a"));
+        assert!(matches!(files.json("b"), Err(Error::NotJson { file, .. }) if file == "mine/b"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn broken_links_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        std::os::unix::fs::symlink("gone", folder.path().join("model.safetensors")).unwrap();
+        let files = ModelFiles::open(folder.path()).unwrap();
+        assert!(matches!(files.bytes("model.safetensors"), Err(Error::BrokenLink { .. })));
+        assert_eq!(files.names().unwrap(), ["config.json", "model.safetensors"]);
+    }
+}
