@@ -5,6 +5,8 @@
 //! only the table; a block that two sequences share is copied when one of them is about to write into it.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ops::Backend;
 use crate::tensor::Tensor;
@@ -57,6 +59,7 @@ pub struct Step {
     positions: Vec<usize>,
     slots: Vec<usize>,
     spans: Vec<Span>,
+    interrupt: Option<Arc<AtomicBool>>,
 }
 
 /// The rows of one sequence within a step.
@@ -138,7 +141,7 @@ impl<B: Backend> KvCache<B> {
 
     /// Makes room for `count` new tokens of each named sequence and describes the pass that will fill it.
     pub fn step(&mut self, growth: &[(SequenceId, usize)]) -> Step {
-        let mut step = Step { positions: Vec::new(), slots: Vec::new(), spans: Vec::new() };
+        let mut step = Step { positions: Vec::new(), slots: Vec::new(), spans: Vec::new(), interrupt: None };
         for &(id, count) in growth {
             let past = self.len(id);
             self.make_writable(id);
@@ -224,6 +227,19 @@ impl<B: Backend> LayerKv<B> {
 }
 
 impl Step {
+    /// The same step, which models leave between two layers once `flag` is true. What they return is then worth
+    /// nothing and the step's sequences are to be ended.
+    #[must_use]
+    pub fn interrupted_by(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.interrupt = Some(flag);
+        self
+    }
+
+    /// Whether nobody wants the result any more.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupt.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
     /// R: rows of the step.
     pub fn rows(&self) -> usize {
         self.positions.len()

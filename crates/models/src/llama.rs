@@ -189,6 +189,9 @@ impl<B: Backend> Decoder<B> {
         let rope = self.rope.rows(x.backend(), step.positions());
         let mut x = x.clone();
         for (layer_idx, layer) in self.layers.iter().enumerate() {
+            if step.is_interrupted() {
+                break;
+            }
             x = layer.forward(&x, &rope, step, kv.layer(layer_idx));
         }
         self.norm.forward(&x)
