@@ -1,0 +1,161 @@
+//! Measures the operations that a forward pass spends its time in, next to what the machine could do.
+//!
+//! `cargo run --release -p ocelli-backend-cpu --example roofline [threads] [filter]`; `OCELLI_ISA` chooses the
+//! instruction set. Times are the tenth percentile of many runs: on a
+//! busy machine that is what comes closest to the code's own.
+#![expect(clippy::print_stdout, reason = "a report is what it is for")]
+
+use std::env;
+use std::hint::black_box;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, Span};
+use ocelli_backend_cpu::{CpuBackend, CpuOptions};
+use ocelli_formats::{Dtype, TensorData};
+
+/// Time spent on one measurement.
+const BUDGET: Duration = Duration::from_millis(400);
+
+fn main() {
+    let mut arguments = env::args().skip(1);
+    let threads = arguments.next().and_then(|threads| threads.parse().ok());
+    let filter = arguments.next().unwrap_or_default();
+    let backend = CpuBackend::new(CpuOptions { threads, isa: None }).expect("a backend");
+    println!("{} threads, {}", backend.threads(), backend.isa());
+
+    let run = Run { backend: &backend, filter };
+    run.bandwidth();
+    // SmolVLM-256M: vision tower, prefill of one picture, decode of one token and of eight sequences.
+    for (name, rows, inputs, outputs) in [
+        ("vision qkv", 1024, 768, 768),
+        ("vision up", 1024, 768, 3072),
+        ("vision down", 1024, 3072, 768),
+        ("prefill qo", 84, 576, 576),
+        ("prefill up", 84, 576, 1536),
+        ("prefill down", 84, 1536, 576),
+        ("8 rows up", 8, 576, 1536),
+        ("decode up", 1, 576, 1536),
+        ("decode kv", 1, 576, 192),
+        ("decode logits", 1, 576, 49280),
+        ("1.5B decode up", 1, 1536, 8960),
+    ] {
+        run.linear(name, rows, inputs, outputs, Activation::None);
+    }
+    run.linear("vision up+gelu", 1024, 768, 3072, Activation::GeluTanh);
+    run.attention("vision attention", 1024, 12, 64);
+    run.cached("prefill attention", 84, 0, 9, 3, 64);
+    run.cached("decode attention", 1, 1000, 9, 3, 64);
+    run.elementwise();
+}
+
+struct Run<'a> {
+    backend: &'a CpuBackend,
+    filter: String,
+}
+
+impl Run<'_> {
+    fn linear(&self, name: &str, rows: usize, inputs: usize, outputs: usize, activation: Activation) {
+        if !name.contains(&self.filter) {
+            return;
+        }
+        let backend = self.backend;
+        let x = backend.upload(&numbers(rows * inputs));
+        // Enough copies that a decode step finds none of its weights in a cache.
+        let copies = if rows == 1 { (200 << 20) / (inputs * outputs * 2) + 1 } else { 1 };
+        let weights: Vec<_> = (0..copies).map(|_| backend.weight(matrix(outputs, inputs)).expect("a weight")).collect();
+        let mut next = weights.iter().cycle();
+        let seconds = best(|| {
+            let weight = next.next().expect("a cycle");
+            let epilogue = Epilogue { bias: None, activation, residual: None };
+            black_box(backend.linear(&x, rows, weight, epilogue));
+        });
+        let flops = 2.0 * (rows * inputs * outputs) as f64;
+        let bytes = (inputs * outputs * 2) as f64;
+        println!(
+            "{name:18} {rows:5} x {inputs:5} x {outputs:5}: {:9.1} us {:8.1} GFLOP/s {:7.1} GB/s",
+            seconds * 1e6,
+            flops / seconds / 1e9,
+            bytes / seconds / 1e9
+        );
+    }
+
+    fn attention(&self, name: &str, tokens: usize, heads: usize, head_dim: usize) {
+        let backend = self.backend;
+        let q = backend.upload(&numbers(tokens * heads * head_dim));
+        let dims = AttentionDims { batch: 1, queries: tokens, keys: tokens, heads, kv_heads: heads, head_dim };
+        let seconds = best(|| drop(black_box(backend.attention(&q, &q, &q, dims, 0.1))));
+        report(name, seconds, 4.0 * (tokens * tokens * heads * head_dim) as f64);
+    }
+
+    fn cached(&self, name: &str, rows: usize, past: usize, heads: usize, kv_heads: usize, head_dim: usize) {
+        let backend = self.backend;
+        let tokens = past + rows;
+        let mut kv = backend.kv_blocks(kv_heads, head_dim);
+        let k = backend.upload(&numbers(tokens * kv_heads * head_dim));
+        backend.kv_write(&mut kv, &k, &k, &(0..tokens).collect::<Vec<_>>());
+        let q = backend.upload(&numbers(rows * heads * head_dim));
+        let spans = [Span { rows: 0..rows, past, blocks: (0..tokens.div_ceil(BLOCK_TOKENS)).collect() }];
+        let seconds = best(|| drop(black_box(backend.attention_cached(&q, heads, &kv, &spans, 0.1))));
+        report(name, seconds, 4.0 * (rows * (past + rows / 2) * heads * head_dim) as f64);
+    }
+
+    fn elementwise(&self) {
+        let backend = self.backend;
+        for (rows, width) in [(1, 576), (84, 576), (1024, 768)] {
+            let x = backend.upload(&numbers(rows * width));
+            let weight = backend.upload(&numbers(width));
+            let seconds = best(|| drop(black_box(backend.rms_norm(&x, &weight, 1e-5))));
+            println!("rms_norm {rows} x {width}: {:.2} us", seconds * 1e6);
+            let seconds = best(|| drop(black_box(backend.layer_norm(&x, &weight, &weight, 1e-5))));
+            println!("layer_norm {rows} x {width}: {:.2} us", seconds * 1e6);
+            let seconds = best(|| drop(black_box(backend.silu_mul(&x, &x))));
+            println!("silu_mul {rows} x {width}: {:.2} us", seconds * 1e6);
+            let seconds = best(|| drop(black_box(backend.add(&x, &x))));
+            println!("add {rows} x {width}: {:.2} us", seconds * 1e6);
+        }
+    }
+
+    /// What decode is limited by: reading memory, on as many threads.
+    fn bandwidth(&self) {
+        if !self.filter.is_empty() {
+            return;
+        }
+        let words = vec![1u64; 64 << 20];
+        let part = words.len() / self.backend.threads();
+        let seconds = best(|| {
+            thread::scope(|scope| {
+                for part in words.chunks(part) {
+                    scope.spawn(|| black_box(part.iter().fold(0, |sum: u64, word| sum ^ word)));
+                }
+            });
+        });
+        println!("reading {} MiB: {:.1} GB/s", words.len() >> 17, (words.len() * 8) as f64 / seconds / 1e9);
+    }
+}
+
+fn report(name: &str, seconds: f64, flops: f64) {
+    println!("{name:18} {:9.1} us {:8.1} GFLOP/s", seconds * 1e6, flops / seconds / 1e9);
+}
+
+/// Seconds of a good call: of all calls within the budget, a tenth was faster.
+fn best(mut call: impl FnMut()) -> f64 {
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while begin.elapsed() < BUDGET || times.len() < 5 {
+        let start = Instant::now();
+        call();
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 10]
+}
+
+fn numbers(count: usize) -> Vec<f32> {
+    (0..count).map(|at| ((at * 7919) % 1013) as f32 / 1013.0 - 0.5).collect()
+}
+
+fn matrix(outputs: usize, inputs: usize) -> TensorData {
+    let halves = numbers(outputs * inputs).into_iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes());
+    TensorData::new(Dtype::BF16, vec![outputs, inputs], halves.collect::<Vec<u8>>().into()).expect("a matrix")
+}

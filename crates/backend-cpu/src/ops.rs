@@ -1,0 +1,300 @@
+//! The operations: an output buffer, a split into parts, one kernel call per part.
+
+use std::cell::RefCell;
+
+use ocelli_backend::{Activation, AttentionDims, Backend, Epilogue, PatchDims, Span};
+use ocelli_formats::TensorData;
+use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, Matmul, MatrixMut, Patches, RopeDims, unfold_patches};
+
+use crate::CpuBackend;
+use crate::buffer::{Aligned, Buffer};
+use crate::kv::{Contiguous, CpuKvBlocks, Paged};
+use crate::weight::CpuWeight;
+
+impl Backend for CpuBackend {
+    type Buffer = Buffer;
+    type Weight = CpuWeight;
+    type KvBlocks = CpuKvBlocks;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn upload(&self, values: &[f32]) -> Buffer {
+        let mut out = self.buffer(values.len());
+        out.copy_from_slice(values);
+        out
+    }
+
+    fn download(&self, buffer: &Buffer) -> Vec<f32> {
+        buffer.to_vec()
+    }
+
+    fn weight(&self, data: TensorData) -> Result<CpuWeight, String> {
+        CpuWeight::new(data)
+    }
+
+    fn linear(&self, x: &Buffer, rows: usize, weight: &CpuWeight, epilogue: Epilogue<'_, Self>) -> Buffer {
+        let (inputs, outputs) = (weight.inputs(), weight.outputs());
+        let mut out = self.buffer(rows * outputs);
+        if out.is_empty() {
+            return out;
+        }
+        let problem = Matmul {
+            x,
+            rows,
+            inputs,
+            weights: weight.matrix(),
+            bias: epilogue.bias.map(|bias| &**bias),
+            activation: activation(epilogue.activation),
+            residual: epilogue.residual.map(|residual| &**residual),
+        };
+        let kernels = self.shared.kernels;
+        let scratch_len = kernels.matmul_scratch_len(rows, inputs);
+        let parts = MatrixMut::new(&mut out, rows).tiles(rows, self.columns_per_part(outputs));
+        self.split(rows * inputs * outputs, parts, |part| {
+            with_scratch(scratch_len, |scratch| kernels.matmul(&problem, part, scratch));
+        });
+        out
+    }
+
+    fn embed(&self, table: &CpuWeight, ids: &[u32]) -> Buffer {
+        let mut out = self.buffer(ids.len() * table.inputs());
+        self.shared.kernels.embed(table.matrix(), table.inputs(), ids, &mut out);
+        out
+    }
+
+    fn add(&self, a: &Buffer, b: &Buffer) -> Buffer {
+        assert_eq!(a.len(), b.len(), "sums of different lengths");
+        let mut out = self.buffer(a.len());
+        let parts = out.chunks_mut(PART).zip(a.chunks(PART).zip(b.chunks(PART)));
+        self.split(a.len(), parts, |(out, (a, b))| self.shared.kernels.add(a, b, out));
+        out
+    }
+
+    fn add_repeated(&self, x: &Buffer, row: &Buffer) -> Buffer {
+        assert!(!row.is_empty() && x.len().is_multiple_of(row.len()), "{} values over {}", row.len(), x.len());
+        let mut out = self.buffer(x.len());
+        let parts = out.chunks_mut(row.len()).zip(x.chunks(row.len()));
+        self.split(x.len(), parts, |(out, x)| self.shared.kernels.add(x, row, out));
+        out
+    }
+
+    fn silu_mul(&self, gate: &Buffer, up: &Buffer) -> Buffer {
+        assert_eq!(gate.len(), up.len(), "products of different lengths");
+        let mut out = self.buffer(gate.len());
+        let parts = out.chunks_mut(PART).zip(gate.chunks(PART).zip(up.chunks(PART)));
+        self.split(gate.len() * 8, parts, |(out, (gate, up))| self.shared.kernels.silu_mul(gate, up, out));
+        out
+    }
+
+    fn rms_norm(&self, x: &Buffer, weight: &Buffer, eps: f32) -> Buffer {
+        let mut out = self.buffer(x.len());
+        let part = rows_per_part(weight.len());
+        let parts = out.chunks_mut(part).zip(x.chunks(part));
+        self.split(2 * x.len(), parts, |(out, x)| self.shared.kernels.rms_norm(x, weight, eps, out));
+        out
+    }
+
+    fn layer_norm(&self, x: &Buffer, weight: &Buffer, bias: &Buffer, eps: f32) -> Buffer {
+        let mut out = self.buffer(x.len());
+        let part = rows_per_part(weight.len());
+        let parts = out.chunks_mut(part).zip(x.chunks(part));
+        self.split(4 * x.len(), parts, |(out, x)| self.shared.kernels.layer_norm(x, weight, bias, eps, out));
+        out
+    }
+
+    fn rope(&self, x: &Buffer, heads: usize, head_dim: usize, cos: &Buffer, sin: &Buffer) -> Buffer {
+        let mut out = self.buffer(x.len());
+        let dims = RopeDims { heads, head_dim };
+        let rows = rows_per_part(heads * head_dim) / (heads * head_dim);
+        let angles = cos.chunks(rows * head_dim / 2).zip(sin.chunks(rows * head_dim / 2));
+        let parts = out.chunks_mut(rows * heads * head_dim).zip(x.chunks(rows * heads * head_dim)).zip(angles);
+        self.split(2 * x.len(), parts, |((out, x), (cos, sin))| {
+            self.shared.kernels.rope_halves(x, dims, cos, sin, out);
+        });
+        out
+    }
+
+    fn attention(&self, q: &Buffer, k: &Buffer, v: &Buffer, dims: AttentionDims, scale: f32) -> Buffer {
+        let AttentionDims { batch, queries, keys, heads, kv_heads, head_dim } = dims;
+        let layout = KvLayout { kv_heads, head_dim };
+        let mut out = self.buffer(q.len());
+        if out.is_empty() {
+            return out;
+        }
+        let blocks = self.packed(k, v, dims);
+        let block_len = layout.block_len();
+        let entry_len = keys.div_ceil(BLOCK_TOKENS) * block_len;
+        let kernels = self.shared.kernels;
+        let scratch_len = kernels.attend_scratch_len(keys, layout);
+        let group_width = heads / kv_heads * head_dim;
+        let mut rest = MatrixMut::new(&mut out, batch * queries);
+        let parts = blocks.chunks_exact(entry_len).flat_map(|blocks| {
+            let entry = rest.take_rows(queries);
+            entry.tiles(QUERIES, group_width).map(move |part| (Contiguous { blocks, block_len }, part))
+        });
+        self.split(2 * q.len() * keys, parts, |(blocks, part)| {
+            let first_visible = isize::try_from(keys).expect("keys are in memory");
+            let problem = Attend { q, heads, layout, blocks: &blocks, first_visible, is_causal: false, scale };
+            with_scratch(scratch_len, |scratch| kernels.attend(&problem, part, scratch));
+        });
+        out
+    }
+
+    fn kv_blocks(&self, kv_heads: usize, head_dim: usize) -> CpuKvBlocks {
+        CpuKvBlocks::new(kv_heads, head_dim)
+    }
+
+    fn kv_write(&self, kv: &mut CpuKvBlocks, k: &Buffer, v: &Buffer, slots: &[usize]) {
+        let width = kv.layout.kv_heads * kv.layout.head_dim;
+        assert_eq!([k.len(), v.len()], [slots.len() * width; 2], "{} slots of {width} elements", slots.len());
+        for ((&slot, keys), values) in slots.iter().zip(k.chunks_exact(width)).zip(v.chunks_exact(width)) {
+            kv.write(slot, keys, values);
+        }
+    }
+
+    fn kv_copy(&self, kv: &mut CpuKvBlocks, from: usize, to: usize) {
+        kv.copy(from, to);
+    }
+
+    fn attention_cached(&self, q: &Buffer, heads: usize, kv: &CpuKvBlocks, spans: &[Span], scale: f32) -> Buffer {
+        let layout = kv.layout;
+        let mut out = self.buffer(q.len());
+        if out.is_empty() {
+            return out;
+        }
+        let rows = spans.iter().map(|span| span.rows.len()).sum();
+        let keys_of = |span: &Span| span.past + span.rows.len();
+        let kernels = self.shared.kernels;
+        let group_width = heads / layout.kv_heads * layout.head_dim;
+        let cost = spans.iter().map(|span| 2 * span.rows.len() * heads * layout.head_dim * keys_of(span)).sum();
+        let mut rest = MatrixMut::new(&mut out, rows);
+        let parts = spans.iter().flat_map(|span| {
+            assert_eq!(span.rows.start, rest.rows().start, "spans are not one after another");
+            let span_rows = rest.take_rows(span.rows.len());
+            span_rows.tiles(QUERIES, group_width).map(move |part| (span, part))
+        });
+        self.split(cost, parts, |(span, part)| {
+            let before = |count: usize| isize::try_from(count).expect("tokens are in memory");
+            let first_visible = before(span.past + 1) - before(span.rows.start);
+            let blocks = Paged { kv, table: &span.blocks };
+            let problem = Attend { q, heads, layout, blocks: &blocks, first_visible, is_causal: true, scale };
+            let scratch_len = kernels.attend_scratch_len(keys_of(span), layout);
+            with_scratch(scratch_len, |scratch| kernels.attend(&problem, part, scratch));
+        });
+        out
+    }
+
+    fn gather_rows(&self, x: &Buffer, width: usize, rows: &[usize]) -> Buffer {
+        let mut out = self.buffer(rows.len() * width);
+        for (out, &row) in out.chunks_exact_mut(width.max(1)).zip(rows) {
+            out.copy_from_slice(&x[row * width..][..width]);
+        }
+        out
+    }
+
+    fn replace_rows(&self, x: &Buffer, width: usize, rows: &[usize], source: &Buffer) -> Buffer {
+        assert_eq!(source.len(), rows.len() * width, "{} rows of {width}", rows.len());
+        let mut out = self.upload(x);
+        for (source, &row) in source.chunks_exact(width.max(1)).zip(rows) {
+            out[row * width..][..width].copy_from_slice(source);
+        }
+        out
+    }
+
+    fn concat(&self, parts: &[&Buffer]) -> Buffer {
+        let mut out = self.buffer(parts.iter().map(|part| part.len()).sum());
+        let mut rest = &mut out[..];
+        for part in parts {
+            let (place, behind) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = behind;
+        }
+        out
+    }
+
+    fn unfold_patches(&self, x: &Buffer, dims: PatchDims) -> Buffer {
+        let PatchDims { batch, channels, height, width, patch } = dims;
+        let picture = channels * height * width;
+        assert_eq!(x.len(), batch * picture, "{} values are not {dims:?}", x.len());
+        let mut out = self.buffer(x.len());
+        let sizes = Patches { channels, height, width, patch };
+        let parts = out.chunks_mut(picture.max(1)).zip(x.chunks(picture.max(1)));
+        self.split(x.len(), parts, |(out, x)| unfold_patches(x, sizes, out));
+        out
+    }
+}
+
+impl CpuBackend {
+    fn buffer(&self, len: usize) -> Buffer {
+        self.shared.buffers.take(len)
+    }
+
+    /// Computes all parts of an operation of `cost` multiplications or so: on all threads if that is worth it.
+    fn split<I>(&self, cost: usize, parts: I, compute: impl Fn(I::Item) + Sync)
+    where
+        I: Iterator + Send,
+        I::Item: Send,
+    {
+        if cost < WORTH_SHARING { parts.for_each(compute) } else { self.shared.threads.for_each(parts, compute) }
+    }
+
+    /// Keys and values `[batch, keys, K, D]` in blocks, those of each entry one after another.
+    fn packed(&self, k: &Buffer, v: &Buffer, dims: AttentionDims) -> Buffer {
+        let layout = KvLayout { kv_heads: dims.kv_heads, head_dim: dims.head_dim };
+        let width = dims.kv_heads * dims.head_dim;
+        let per_entry = dims.keys.div_ceil(BLOCK_TOKENS);
+        let mut blocks = self.buffer(dims.batch * per_entry * layout.block_len());
+        let parts = blocks.chunks_exact_mut(layout.block_len()).enumerate();
+        self.split(k.len(), parts, |(number, block)| {
+            let (entry, first) = (number / per_entry, number % per_entry * BLOCK_TOKENS);
+            for token in first..dims.keys.min(first + BLOCK_TOKENS) {
+                let at = (entry * dims.keys + token) * width;
+                layout.write(block, token - first, &k[at..][..width], &v[at..][..width]);
+            }
+        });
+        blocks
+    }
+
+    /// Columns of a matrix product that a thread takes at a time: several parts per thread, whole cache lines each.
+    fn columns_per_part(&self, outputs: usize) -> usize {
+        outputs.div_ceil(self.shared.threads.len() * 4).next_multiple_of(16)
+    }
+}
+
+/// Work below this many multiplications takes less time than waking a thread up.
+const WORTH_SHARING: usize = 64 * 1024;
+
+/// Elements that a thread takes at a time in element-wise operations.
+const PART: usize = 8 * 1024;
+
+/// Rows of queries that a thread takes at a time.
+const QUERIES: usize = 32;
+
+/// Elements of whole rows that a thread takes at a time.
+fn rows_per_part(width: usize) -> usize {
+    (PART / width.max(1)).max(1) * width.max(1)
+}
+
+fn activation(activation: Activation) -> ocelli_kernels::Activation {
+    match activation {
+        Activation::None => ocelli_kernels::Activation::None,
+        Activation::Gelu => ocelli_kernels::Activation::Gelu,
+        Activation::GeluTanh => ocelli_kernels::Activation::GeluTanh,
+        Activation::Silu => ocelli_kernels::Activation::Silu,
+    }
+}
+
+/// Lends the thread's scratch memory, which grows as needed.
+fn with_scratch(len: usize, compute: impl FnOnce(&mut [f32])) {
+    thread_local! {
+        static SCRATCH: RefCell<Aligned> = RefCell::default();
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.values().len() < len {
+            *scratch = Aligned::zeroed(len);
+        }
+        compute(&mut scratch.values_mut()[..len]);
+    });
+}

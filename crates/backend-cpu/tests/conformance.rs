@@ -1,0 +1,16 @@
+//! The conformance table on every instruction set that this processor has, and on several thread counts.
+
+use ocelli_backend_cpu::{CpuBackend, CpuOptions, Error};
+
+#[test]
+fn every_instruction_set_and_thread_count_conforms() {
+    for isa in ["scalar", "avx2", "avx512"] {
+        for threads in [1, 2, 3] {
+            match CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa.into()) }) {
+                Ok(backend) => ocelli_testkit::conformance(&backend),
+                Err(Error::Isa(error)) => println!("SKIP: {error}"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}

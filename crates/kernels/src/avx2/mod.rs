@@ -1,0 +1,7 @@
+//! AVX2, FMA and F16C: every x86-64 processor sold since about 2015.
+
+mod vector;
+
+pub(crate) use vector::Avx2;
+
+crate::generic_table::kernel_table!("avx2", Avx2, Avx2::new(), target_feature(enable = "avx2,fma,f16c"));

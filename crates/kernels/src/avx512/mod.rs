@@ -1,0 +1,12 @@
+//! AVX-512 F, BW, DQ and VL: servers since Skylake, desktops since Zen 4.
+
+mod vector;
+
+pub(crate) use vector::Avx512;
+
+crate::generic_table::kernel_table!(
+    "avx512",
+    Avx512,
+    Avx512::new(),
+    target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+);

@@ -1,0 +1,202 @@
+//! The dispatch table: which instruction sets exist, which of them this processor has, which one is used.
+
+use std::env;
+use std::sync::OnceLock;
+
+use crate::activation::Activation;
+use crate::attention::Attend;
+use crate::matmul::Matmul;
+use crate::view::MatrixMut;
+
+/// All operations for one instruction set.
+///
+/// The operations' entry points are methods, each in the file of its algorithm; they check sizes, then make one call
+/// through the table.
+pub struct Kernels {
+    pub(crate) name: &'static str,
+    pub(crate) lanes: usize,
+    pub(crate) tile_rows: usize,
+    pub(crate) matmul_f32_f32: MatmulFn,
+    pub(crate) matmul_bf16_f32: MatmulFn,
+    pub(crate) matmul_f16_f32: MatmulFn,
+    pub(crate) embed_f32: EmbedFn,
+    pub(crate) embed_bf16: EmbedFn,
+    pub(crate) embed_f16: EmbedFn,
+    pub(crate) activate: fn(Activation, &mut [f32]),
+    pub(crate) silu_mul: fn(&[f32], &[f32], &mut [f32]),
+    pub(crate) add: fn(&[f32], &[f32], &mut [f32]),
+    pub(crate) rms_norm: fn(&[f32], &[f32], f32, &mut [f32]),
+    pub(crate) layer_norm: LayerNormFn,
+    pub(crate) rope_halves: RopeFn,
+    pub(crate) softmax: fn(&mut [f32]),
+    pub(crate) attend: fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]),
+}
+
+type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);
+type EmbedFn = fn(&[u8], &mut [f32]);
+type LayerNormFn = fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
+type RopeFn = fn(&[f32], usize, &[f32], &[f32], &mut [f32]);
+
+/// What can be wrong with a wish for an instruction set.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No instruction set of that name exists.
+    #[error("{VARIABLE}={name}: no such instruction set; known are {}", names().join(", "))]
+    UnknownIsa {
+        /// The name asked for.
+        name: String,
+    },
+    /// The instruction set exists, but not in this processor (or not in this build).
+    #[error("{VARIABLE}={name}: this processor has only {}", available.join(", "))]
+    UnavailableIsa {
+        /// The name asked for.
+        name: String,
+        /// Names that would work.
+        available: Vec<&'static str>,
+    },
+}
+
+impl Kernels {
+    /// The table for the named instruction set; without a name the one that `OCELLI_ISA` names; without that the
+    /// best one that this processor has.
+    ///
+    /// # Errors
+    /// [`Error`] when the name is unknown, or the processor lacks the instruction set.
+    pub fn select(name: Option<&str>) -> Result<&'static Self, Error> {
+        let features = Features::detected();
+        match name {
+            Some(name) => select_from(Some(name), features),
+            None => select_from(env::var(VARIABLE).ok().filter(|name| !name.is_empty()).as_deref(), features),
+        }
+    }
+
+    /// Tables of all instruction sets that this processor has, the best one last.
+    pub fn available() -> impl Iterator<Item = &'static Self> {
+        rows_within(Features::detected())
+    }
+
+    /// Name of the instruction set.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+/// What the processor (and the system, for its registers) offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Features {
+    avx2: bool,
+    avx512: bool,
+}
+
+impl Features {
+    /// Asks the processor, once.
+    fn detected() -> Self {
+        static DETECTED: OnceLock<Features> = OnceLock::new();
+        *DETECTED.get_or_init(Self::detect)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn detect() -> Self {
+        let avx2 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        Self { avx2, avx512: avx2 && avx512 }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detect() -> Self {
+        Self::default()
+    }
+}
+
+/// One instruction set: its name, and its table if this build has one.
+struct Row {
+    name: &'static str,
+    kernels: Option<&'static Kernels>,
+    needs: fn(Features) -> bool,
+}
+
+/// All instruction sets there are, from the slowest to the fastest.
+const ROWS: &[Row] = &[
+    Row { name: "scalar", kernels: Some(&crate::scalar::KERNELS), needs: |_| true },
+    #[cfg(target_arch = "x86_64")]
+    Row { name: "avx2", kernels: Some(&crate::avx2::KERNELS), needs: |features| features.avx2 },
+    #[cfg(target_arch = "x86_64")]
+    Row { name: "avx512", kernels: Some(&crate::avx512::KERNELS), needs: |features| features.avx512 },
+    #[cfg(not(target_arch = "x86_64"))]
+    Row { name: "avx2", kernels: None, needs: |_| false },
+    #[cfg(not(target_arch = "x86_64"))]
+    Row { name: "avx512", kernels: None, needs: |_| false },
+];
+
+fn select_from(name: Option<&str>, features: Features) -> Result<&'static Kernels, Error> {
+    let Some(name) = name else {
+        return Ok(rows_within(features).last().expect("scalar needs nothing"));
+    };
+    if let Some(kernels) = rows_within(features).find(|kernels| kernels.name == name) {
+        return Ok(kernels);
+    }
+    let name = name.to_owned();
+    if names().contains(&name.as_str()) {
+        let available = rows_within(features).map(|kernels| kernels.name).collect();
+        return Err(Error::UnavailableIsa { name, available });
+    }
+    Err(Error::UnknownIsa { name })
+}
+
+fn rows_within(features: Features) -> impl Iterator<Item = &'static Kernels> {
+    ROWS.iter().filter(move |row| (row.needs)(features)).filter_map(|row| row.kernels)
+}
+
+fn names() -> Vec<&'static str> {
+    ROWS.iter().map(|row| row.name).collect()
+}
+
+const VARIABLE: &str = "OCELLI_ISA";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: Features = Features { avx2: false, avx512: false };
+
+    #[test]
+    fn a_processor_without_an_instruction_set_never_gets_its_table() {
+        for wanted in [None, Some("scalar")] {
+            assert_eq!(select_from(wanted, NOTHING).unwrap().name(), "scalar");
+        }
+        assert!(rows_within(NOTHING).all(|kernels| kernels.name() == "scalar"));
+        let old = Features { avx2: true, avx512: false };
+        assert!(rows_within(old).all(|kernels| kernels.name() != "avx512"));
+        for (wanted, features) in [("avx2", NOTHING), ("avx512", NOTHING), ("avx512", old)] {
+            let error = select_from(Some(wanted), features).err().unwrap();
+            assert!(matches!(&error, Error::UnavailableIsa { name, .. } if name == wanted), "{error}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_best_table_is_the_default() {
+        let old = Features { avx2: true, avx512: false };
+        let new = Features { avx2: true, avx512: true };
+        assert_eq!(select_from(None, old).unwrap().name(), "avx2");
+        assert_eq!(select_from(None, new).unwrap().name(), "avx512");
+        assert_eq!(select_from(Some("avx2"), new).unwrap().name(), "avx2");
+    }
+
+    #[test]
+    fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
+        let error = Kernels::select(Some("altivec")).err().unwrap();
+        assert_eq!(error.to_string(), "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512");
+    }
+
+    #[test]
+    fn a_missing_instruction_set_is_an_error_that_lists_the_others() {
+        let error = select_from(Some("avx512"), NOTHING).err().unwrap();
+        assert_eq!(error.to_string(), "OCELLI_ISA=avx512: this processor has only scalar");
+    }
+}

@@ -1,0 +1,79 @@
+//! Enrols every algorithm for one instruction set: the row of the dispatch table as a macro.
+
+/// Makes the static `KERNELS` of an instruction set's folder.
+///
+/// `$simd` makes the proof that the processor has the instruction set, `$attribute` compiles the row's functions
+/// with its features. The function pointers themselves are safe to call: nobody gets the table without the features.
+macro_rules! kernel_table {
+    ($name:literal, $type:ident, $simd:expr $(, $attribute:meta)?) => {
+        crate::generic_table::row! {
+            [$(#[$attribute])?] $name, $type, $simd;
+            matmul_f32_f32(problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul::<_, F32>;
+            matmul_bf16_f32(problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul::<_, Bf16>;
+            matmul_f16_f32(problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul::<_, F16>;
+            embed_f32(row: &[u8], out: &mut [f32]) = embed::<_, F32>;
+            embed_bf16(row: &[u8], out: &mut [f32]) = embed::<_, Bf16>;
+            embed_f16(row: &[u8], out: &mut [f32]) = embed::<_, F16>;
+            activate(activation: Activation, values: &mut [f32]) = activate;
+            silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_mul;
+            add(a: &[f32], b: &[f32], out: &mut [f32]) = add;
+            rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm;
+            layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = layer_norm;
+            rope_halves(x: &[f32], heads: usize, cos: &[f32], sin: &[f32], out: &mut [f32]) = rope_halves;
+            softmax(values: &mut [f32]) = softmax;
+            attend(problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = attend;
+        }
+    };
+}
+
+macro_rules! row {
+    ($attributes:tt $name:literal, $type:ident, $simd:expr;
+     $($kernel:ident($($argument:ident: $argument_type:ty),+) = $algorithm:expr;)+) => {
+        mod row {
+            use super::$type;
+            use crate::activation::{Activation, activate, silu_mul};
+            use crate::attention::{Attend, attend};
+            use crate::dispatch::Kernels;
+            use crate::elementwise::add;
+            use crate::embed::embed;
+            use crate::matmul::{Matmul, matmul};
+            use crate::norm::{layer_norm, rms_norm};
+            use crate::rope::rope_halves;
+            use crate::simd::Simd;
+            use crate::softmax::softmax;
+            use crate::view::MatrixMut;
+            use crate::weights::{Bf16, F16, F32};
+
+            pub(crate) static KERNELS: Kernels = Kernels {
+                name: $name,
+                lanes: $type::LANES,
+                tile_rows: $type::TILE_ROWS,
+                $($kernel: {
+                    fn entry($($argument: $argument_type),+) {
+                        crate::generic_table::compiled_with!(
+                            $attributes $simd, $algorithm, $($argument: $argument_type),+);
+                    }
+                    entry
+                },)+
+            };
+        }
+        pub(crate) use row::KERNELS;
+    };
+}
+
+macro_rules! compiled_with {
+    ([] $simd:expr, $algorithm:expr, $($argument:ident: $type:ty),+) => {
+        ($algorithm)($simd, $($argument),+)
+    };
+    ([$($attribute:tt)+] $simd:expr, $algorithm:expr, $($argument:ident: $type:ty),+) => {{
+        $($attribute)+
+        fn kernel($($argument: $type),+) {
+            // SAFETY: this function is compiled with the features that the proof stands for.
+            ($algorithm)(unsafe { $simd }, $($argument),+)
+        }
+        // SAFETY: the table is only handed out when the processor has the features (`dispatch::Features`).
+        unsafe { kernel($($argument),+) }
+    }};
+}
+
+pub(crate) use {compiled_with, kernel_table, row};

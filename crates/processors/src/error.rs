@@ -1,0 +1,198 @@
+//! Everything that can go wrong between user content and token ids.
+
+/// An error of this crate; [`Error::hint`] says what to do about some of them.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A model file that cannot be read.
+    #[error(transparent)]
+    Files(#[from] ocelli_formats::Error),
+    /// A value in one of the model's JSON files that is missing, malformed or not supported.
+    #[error("{file}: {key}: {message}")]
+    Value {
+        /// The file.
+        file: String,
+        /// Dotted path of the key.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A picture of no bytes.
+    #[error("the image is empty (0 bytes)")]
+    EmptyImage,
+    /// Bytes that start like no picture format we know.
+    #[error("not an image in a known format (it starts with {first_bytes})")]
+    UnknownImageFormat {
+        /// The first bytes, as hexadecimal and text.
+        first_bytes: String,
+    },
+    /// A file we recognise but do not decode.
+    #[error("{format} files are not supported as images")]
+    UnsupportedImageFormat {
+        /// What it is.
+        format: &'static str,
+    },
+    /// More bytes than the limit; nothing was decoded.
+    #[error("the image file has {bytes} bytes, more than the limit of {limit}")]
+    ImageFileTooLarge {
+        /// The file's length.
+        bytes: u64,
+        /// [`crate::ImageLimits::max_bytes`].
+        limit: u64,
+    },
+    /// More pixels, or a longer side, than the limit; only the header was read.
+    #[error("the image is {width}x{height} pixels, more than the limit of {max_side} per side and {max_pixels} in all")]
+    ImageTooLarge {
+        /// Width in the header.
+        width: u64,
+        /// Height in the header.
+        height: u64,
+        /// [`crate::ImageLimits::max_side`].
+        max_side: u32,
+        /// [`crate::ImageLimits::max_pixels`].
+        max_pixels: u64,
+    },
+    /// A picture without pixels, which no resampler can use.
+    #[error("the image is {width}x{height} pixels: it has no content")]
+    NoPixels {
+        /// Its width.
+        width: usize,
+        /// Its height.
+        height: usize,
+    },
+    /// A picture whose file ends before its content does.
+    #[error("the {format} image is truncated: {message}")]
+    TruncatedImage {
+        /// The format.
+        format: &'static str,
+        /// What the decoder says.
+        message: String,
+    },
+    /// A picture that is malformed, or uses a feature the decoder lacks.
+    #[error("the {format} image cannot be decoded: {message}")]
+    BadImage {
+        /// The format.
+        format: &'static str,
+        /// What the decoder says.
+        message: String,
+    },
+    /// A model without `tokenizer.json`.
+    #[error("{label} has no tokenizer.json")]
+    NoTokenizer {
+        /// The model.
+        label: String,
+    },
+    /// A `tokenizer.json` that does not load.
+    #[error("{file} is not a usable tokenizer: {message}")]
+    BadTokenizer {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A text that the tokenizer fails on.
+    #[error("the text cannot be tokenized: {message}")]
+    Encode {
+        /// What the tokenizer says.
+        message: String,
+    },
+    /// Ids that the tokenizer fails on.
+    #[error("the tokens cannot be turned into text: {message}")]
+    Decode {
+        /// What the tokenizer says.
+        message: String,
+    },
+    /// A token the model's prompt format needs and the tokenizer does not know.
+    #[error("{file}: the tokenizer has no token `{token}`, which the model's prompts need")]
+    MissingToken {
+        /// The tokenizer's file.
+        file: String,
+        /// The token.
+        token: String,
+    },
+    /// A chat with a model that has no chat template.
+    #[error("{label} has no chat template")]
+    NoChatTemplate {
+        /// The model.
+        label: String,
+    },
+    /// A chat template that does not parse.
+    #[error("the chat template in {file} does not parse: {message}")]
+    BadTemplate {
+        /// Where it is.
+        file: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A chat that the template refuses (`raise_exception`).
+    #[error("the chat template refuses these messages: {message}")]
+    TemplateRefused {
+        /// The template's own words.
+        message: String,
+    },
+    /// A chat template that fails on these messages, or takes too long.
+    #[error("the chat template fails: {message}")]
+    Template {
+        /// What is wrong.
+        message: String,
+    },
+    /// Not as many pictures as places for them.
+    #[error("the prompt has places for {placeholders} image(s), but {images} were given")]
+    ImageCount {
+        /// Places in the prompt.
+        placeholders: usize,
+        /// Pictures given.
+        images: usize,
+    },
+    /// A picture for a model that sees none.
+    #[error("{label} ({model_type}) is a text model: it cannot see images")]
+    NoVision {
+        /// The model.
+        label: String,
+        /// Its family.
+        model_type: String,
+    },
+    /// A role that would break out of the prompt format.
+    #[error("role {role:?} is not a word")]
+    BadRole {
+        /// The role.
+        role: String,
+    },
+    /// A prompt whose image tokens do not match what the vision tower will give.
+    #[error("the prompt holds {found} `{token}` tokens, but the images need {expected}")]
+    ImageTokens {
+        /// The image token.
+        token: String,
+        /// How many the pictures take.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+}
+
+/// The result of everything fallible here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// What the user can do about it, as a sentence, if there is something.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Files(error) => return error.hint(),
+            Self::UnknownImageFormat { .. } => "JPEG, PNG, WebP, GIF, BMP and TIFF are supported",
+            Self::UnsupportedImageFormat { .. } => "convert it to PNG or JPEG first",
+            Self::ImageTooLarge { .. } | Self::ImageFileTooLarge { .. } => "scale it down, or raise the limit",
+            Self::TruncatedImage { .. } => "the file is incomplete; copy or download it again",
+            Self::NoTokenizer { .. } => {
+                "load it once with transformers' AutoTokenizer and save_pretrained to get a tokenizer.json"
+            }
+            Self::NoChatTemplate { .. } => "this is a base model: give it the verbatim text to continue with --raw",
+            Self::ImageTokens { .. } => "the text spells out image tokens; remove them",
+            _ => return None,
+        };
+        Some(hint.into())
+    }
+
+    /// The file's tokenizer error from whatever the tokenizer library says.
+    pub(crate) fn bad_tokenizer(file: &str, message: impl std::fmt::Display) -> Self {
+        Self::BadTokenizer { file: file.into(), message: message.to_string() }
+    }
+}

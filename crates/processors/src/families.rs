@@ -1,0 +1,78 @@
+//! The model families that see, one row each.
+
+mod idefics3;
+
+use ocelli_formats::{Config, ModelFiles};
+
+use crate::image::{Detail, Image, PreparedImage};
+use crate::text::Tokenizer;
+use crate::{Error, Result};
+
+/// How one family turns pictures into arrays and prompt text.
+pub trait ImageProcessor: Send + Sync {
+    /// The arrays of a picture, as closely looked at as the model's configuration says.
+    ///
+    /// # Errors
+    /// [`Error::NoPixels`] for a picture without content.
+    fn prepare(&self, image: &Image) -> Result<PreparedImage> {
+        self.prepare_with(image, Detail::Auto)
+    }
+
+    /// The arrays of a picture.
+    ///
+    /// # Errors
+    /// [`Error::NoPixels`] for a picture without content.
+    fn prepare_with(&self, image: &Image, detail: Detail) -> Result<PreparedImage>;
+
+    /// Image tokens a picture of this size takes, without preparing it: for accounting before spending.
+    fn vision_tokens(&self, width: usize, height: usize, detail: Detail) -> usize;
+
+    /// The text that replaces the picture's one placeholder.
+    fn expand(&self, image: &PreparedImage) -> String;
+
+    /// What stands for one picture in a prompt before expansion, such as `<image>`.
+    fn placeholder(&self) -> &str;
+
+    /// The token whose embeddings the vision features replace, [`PreparedImage::vision_tokens`] times per picture.
+    fn image_token(&self) -> &str;
+}
+
+/// The `model_type`s with an image processor.
+pub fn families() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(model_type, _)| *model_type)
+}
+
+/// The image processor of a model; `None` for families that see nothing.
+///
+/// # Errors
+/// Those of the family's constructor: [`Error::Value`], [`Error::MissingToken`], [`Error::Files`].
+pub(crate) fn image_processor(model: &Model<'_>) -> Result<Option<Box<dyn ImageProcessor>>> {
+    let model_type = model.config.model_type();
+    let Some((_, load)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else { return Ok(None) };
+    load(model).map(Some)
+}
+
+/// What a family's constructor may look at.
+pub(crate) struct Model<'a> {
+    pub(crate) files: &'a ModelFiles,
+    pub(crate) config: &'a Config,
+    pub(crate) tokenizer: &'a Tokenizer,
+}
+
+impl Model<'_> {
+    /// # Errors
+    /// [`Error::MissingToken`] when the tokenizer does not know it.
+    pub(crate) fn require_token(&self, token: &str) -> Result<()> {
+        match self.tokenizer.token_to_id(token) {
+            Some(_) => Ok(()),
+            None => {
+                let file = self.files.label_of("tokenizer.json");
+                Err(Error::MissingToken { file, token: token.into() })
+            }
+        }
+    }
+}
+
+type Constructor = fn(&Model<'_>) -> Result<Box<dyn ImageProcessor>>;
+
+const FAMILIES: &[(&str, Constructor)] = &[("idefics3", idefics3::load), ("smolvlm", idefics3::load)];

@@ -1,0 +1,277 @@
+//! Everything between user content and the model: one [`Processor`] per loaded model.
+
+use std::fmt::Write;
+
+use ocelli_formats::{Config, ModelFiles};
+
+use crate::families::{ImageProcessor, Model, image_processor};
+use crate::image::{Detail, Image, ImageLimits, PreparedImage, decode_image};
+use crate::text::{ChatOptions, ChatTemplate, Content, ContentForm, Guard, Message, Tokenizer};
+use crate::{Error, Result};
+
+/// Turns user content into what a model takes.
+pub struct Processor {
+    label: String,
+    model_type: String,
+    tokenizer: Tokenizer,
+    template: Option<(ChatTemplate, ContentForm)>,
+    images: Option<Box<dyn ImageProcessor>>,
+    limits: ImageLimits,
+}
+
+/// What a model takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// The whole text, placeholders expanded.
+    pub text: String,
+    /// Its ids.
+    pub ids: Vec<u32>,
+    /// The pictures, in the order of their tokens.
+    pub images: Vec<PreparedImage>,
+}
+
+impl Processor {
+    /// Reads the tokenizer, the chat template and the image settings of a model.
+    ///
+    /// # Errors
+    /// [`Error::NoTokenizer`], [`Error::BadTokenizer`], [`Error::BadTemplate`], [`Error::Value`],
+    /// [`Error::MissingToken`], [`Error::Files`].
+    pub fn load(files: &ModelFiles, config: &Config) -> Result<Self> {
+        let tokenizer = Tokenizer::load(files)?;
+        let images = image_processor(&Model { files, config, tokenizer: &tokenizer })?;
+        let template = ChatTemplate::load(files, tokenizer.named_tokens())?;
+        let template = template.map(|template| {
+            let form = template.content_form(images.is_some());
+            (template, form)
+        });
+        let (label, model_type) = (files.label().to_string(), config.model_type().to_string());
+        Ok(Self { label, model_type, tokenizer, template, images, limits: ImageLimits::default() })
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Whether the model sees.
+    pub fn has_images(&self) -> bool {
+        self.images.is_some()
+    }
+
+    /// Whether [`Processor::chat_prompt`] can work.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The family's image processor, if the model sees.
+    pub fn image_processor(&self) -> Option<&dyn ImageProcessor> {
+        self.images.as_deref()
+    }
+
+    /// What a picture may cost at most in [`Processor::decode_image`].
+    pub fn set_image_limits(&mut self, limits: ImageLimits) {
+        self.limits = limits;
+    }
+
+    /// What a picture may cost at most in [`Processor::decode_image`].
+    pub fn image_limits(&self) -> &ImageLimits {
+        &self.limits
+    }
+
+    /// Decodes a picture file within this processor's limits.
+    ///
+    /// # Errors
+    /// Those of [`decode_image`].
+    pub fn decode_image(&self, bytes: &[u8]) -> Result<Image> {
+        decode_image(bytes, &self.limits)
+    }
+
+    /// A conversation as a prompt; `images` in the order of their [`Content::Image`]. Special tokens in the messages
+    /// are text there: only the template and the pictures speak to the model in its control tokens.
+    ///
+    /// # Errors
+    /// [`Error::NoChatTemplate`], [`Error::NoVision`], [`Error::ImageCount`], [`Error::BadRole`],
+    /// [`Error::TemplateRefused`], [`Error::Template`], [`Error::NoPixels`], [`Error::Encode`],
+    /// [`Error::ImageTokens`].
+    pub fn chat_prompt(&self, messages: &[Message], images: &[Image], options: &ChatOptions) -> Result<Prompt> {
+        let Some((template, form)) = &self.template else {
+            return Err(Error::NoChatTemplate { label: self.label.clone() });
+        };
+        let wanted = messages.iter().flat_map(|message| &message.content);
+        let wanted = wanted.filter(|part| matches!(part, Content::Image)).count();
+        self.check_images(wanted, images)?;
+        let is_word = |role: &str| !role.is_empty() && role.chars().all(|c| c.is_alphanumeric() || "_-".contains(c));
+        if let Some(message) = messages.iter().find(|message| !is_word(&message.role)) {
+            return Err(Error::BadRole { role: message.role.clone() });
+        }
+        let guard = self.guard(messages, options)?;
+        let options = protected_options(options, &guard);
+        let rendered = template.render(&protected(messages, &guard), *form, self.placeholder(), &options)?;
+        let placeholders = self.count_placeholders(&rendered);
+        if placeholders != images.len() {
+            return Err(Error::ImageCount { placeholders, images: images.len() });
+        }
+        let images = self.prepare(images, options.detail)?;
+        let text = self.expand(&rendered, &images);
+        let ids = self.tokenizer.encode_segments(&guard.segments(&text))?;
+        self.finish(guard.restore(&text).into_owned(), ids, images)
+    }
+
+    /// Text as it is, special tokens included, as a prompt; the model's placeholder (such as `<image>`) stands for
+    /// each picture. Text whose image tokens are already expanded is taken as it is.
+    ///
+    /// # Errors
+    /// [`Error::NoVision`], [`Error::ImageCount`], [`Error::NoPixels`], [`Error::Encode`], [`Error::ImageTokens`].
+    pub fn raw_prompt(&self, text: &str, images: &[Image]) -> Result<Prompt> {
+        self.raw_prompt_with(text, images, Detail::Auto)
+    }
+
+    /// [`Processor::raw_prompt`], looking at the pictures as closely as `detail` says.
+    ///
+    /// # Errors
+    /// As [`Processor::raw_prompt`].
+    pub fn raw_prompt_with(&self, text: &str, images: &[Image], detail: Detail) -> Result<Prompt> {
+        let placeholders = self.count_placeholders(text);
+        self.check_images(images.len(), images)?;
+        let n_images = images.len();
+        if placeholders < n_images || (n_images == 0 && placeholders > 0) {
+            return Err(Error::ImageCount { placeholders, images: n_images });
+        }
+        let images = self.prepare(images, detail)?;
+        let n_tokens: usize = images.iter().map(|image| image.vision_tokens).sum();
+        let text = match placeholders {
+            _ if placeholders == n_images => self.expand(text, &images),
+            _ if placeholders == n_tokens => text.to_string(),
+            _ => return Err(Error::ImageCount { placeholders, images: n_images }),
+        };
+        let mut ids = self.tokenizer.encode(&text, true)?;
+        // The text may spell out the BOS that the tokenizer adds anyway.
+        if let (Some(bos), [first, second, ..]) = (self.tokenizer.bos(), &ids[..])
+            && *first == bos
+            && *second == bos
+            && self.tokenizer.encode(&text, false)?.first() == Some(&bos)
+        {
+            ids.remove(0);
+        }
+        self.finish(text, ids, images)
+    }
+
+    /// What stands for a picture in a prompt; empty for text models.
+    fn placeholder(&self) -> &str {
+        self.images.as_ref().map_or("", |images| images.placeholder())
+    }
+
+    fn count_placeholders(&self, text: &str) -> usize {
+        self.images.as_ref().map_or(0, |images| text.matches(images.placeholder()).count())
+    }
+
+    fn check_images(&self, wanted: usize, images: &[Image]) -> Result<()> {
+        if self.images.is_none() && (wanted > 0 || !images.is_empty()) {
+            return Err(Error::NoVision { label: self.label.clone(), model_type: self.model_type.clone() });
+        }
+        if wanted != images.len() {
+            return Err(Error::ImageCount { placeholders: wanted, images: images.len() });
+        }
+        Ok(())
+    }
+
+    /// A guard over all text that comes from the user.
+    fn guard(&self, messages: &[Message], options: &ChatOptions) -> Result<Guard> {
+        let images = self.images.iter().flat_map(|images| [images.placeholder(), images.image_token()]);
+        let specials = self.tokenizer.specials().with(images);
+        let mut others = String::new();
+        for value in options.tools.iter().chain(options.variables.values()) {
+            // Writing to a string cannot fail.
+            let _ = write!(others, "{value}");
+        }
+        let texts = messages.iter().flat_map(|message| &message.content).filter_map(|part| match part {
+            Content::Text(text) => Some(text.as_str()),
+            Content::Image => None,
+        });
+        Guard::new(specials, texts.chain([others.as_str()]))
+    }
+
+    fn prepare(&self, images: &[Image], detail: Detail) -> Result<Vec<PreparedImage>> {
+        let Some(processor) = &self.images else { return Ok(Vec::new()) };
+        images.iter().map(|image| processor.prepare_with(image, detail)).collect()
+    }
+
+    /// The text with each placeholder replaced by the picture's own text.
+    fn expand(&self, text: &str, images: &[PreparedImage]) -> String {
+        let Some(processor) = &self.images else { return text.to_string() };
+        let mut expanded = String::new();
+        let mut images = images.iter();
+        for (index, part) in text.split(processor.placeholder()).enumerate() {
+            if index > 0 {
+                expanded += &images.next().map(|image| processor.expand(image)).unwrap_or_default();
+            }
+            expanded += part;
+        }
+        expanded
+    }
+
+    /// Checks that every vision feature has its token, and every token its feature.
+    fn finish(&self, text: String, ids: Vec<u32>, images: Vec<PreparedImage>) -> Result<Prompt> {
+        if let Some(processor) = &self.images {
+            let token = processor.image_token();
+            let id = self.tokenizer.token_to_id(token);
+            let found = ids.iter().filter(|&&other| Some(other) == id).count();
+            let expected = images.iter().map(|image| image.vision_tokens).sum();
+            if found != expected {
+                return Err(Error::ImageTokens { token: token.into(), expected, found });
+            }
+        }
+        Ok(Prompt { text, ids, images })
+    }
+}
+
+impl std::fmt::Debug for Processor {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Processor").field("label", &self.label).finish_non_exhaustive()
+    }
+}
+
+fn protected(messages: &[Message], guard: &Guard) -> Vec<Message> {
+    let part = |part: &Content| match part {
+        Content::Text(text) => Content::Text(guard.protect(text).into_owned()),
+        Content::Image => Content::Image,
+    };
+    let message =
+        |message: &Message| Message { role: message.role.clone(), content: message.content.iter().map(part).collect() };
+    messages.iter().map(message).collect()
+}
+
+fn protected_options(options: &ChatOptions, guard: &Guard) -> ChatOptions {
+    let variables = options.variables.iter();
+    ChatOptions {
+        tools: options.tools.as_ref().map(|tools| protected_value(tools, guard)),
+        variables: variables.map(|(name, value)| (name.clone(), protected_value(value, guard))).collect(),
+        ..options.clone()
+    }
+}
+
+fn protected_value(value: &serde_json::Value, guard: &Guard) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => Value::String(guard.protect(text).into_owned()),
+        Value::Array(items) => items.iter().map(|item| protected_value(item, guard)).collect(),
+        Value::Object(entries) => entries
+            .iter()
+            .map(|(name, value)| (guard.protect(name).into_owned(), protected_value(value, guard)))
+            .collect(),
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Processor>();
+        shared::<Tokenizer>();
+        shared::<Prompt>();
+    }
+}

@@ -1,0 +1,12 @@
+//! Text: the tokenizer and its inverse, chat templates, and what keeps user text from speaking for the template.
+
+mod guard;
+mod python;
+mod stream;
+mod template;
+mod tokenizer;
+
+pub(crate) use guard::Guard;
+pub use stream::TokenStream;
+pub use template::{ChatOptions, ChatTemplate, Clock, Content, ContentForm, Message};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,14 @@
+//! Tests of the crate from outside, against what the reference implementations give (`tests/tools` makes the fixtures).
+
+#[cfg(test)]
+mod chat;
+#[cfg(test)]
+mod decode;
+#[cfg(test)]
+mod idefics3;
+#[cfg(test)]
+mod resize;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod tokens;
