@@ -1,0 +1,172 @@
+//! What is known of a model from its small files and the headers of its weight files, before any weight is read.
+
+use std::collections::BTreeMap;
+
+use ocelli_formats::{Checkpoint, Config, ModelFiles};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::options::GenerationDefaults;
+
+/// A model in a few lines.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelInfo {
+    /// What the user calls it.
+    pub label: String,
+    /// `model_type` of `config.json`.
+    pub model_type: String,
+    /// The family's name for people.
+    pub title: String,
+    /// Numbers in all weights.
+    pub parameters: u64,
+    /// The type that most of the weights are stored in.
+    pub dtype: String,
+    /// Bytes of all weights as stored.
+    pub weight_bytes: u64,
+    /// Longest sequence in tokens.
+    pub context_length: usize,
+    /// Whether it takes pictures.
+    pub sees_images: bool,
+    /// Bytes of keys and values per token of a sequence.
+    pub kv_bytes_per_token: usize,
+    /// What `generation_config.json` recommends; see [`crate::GenerateOptions::with_defaults_of`].
+    pub generation_defaults: GenerationDefaults,
+}
+
+impl ModelInfo {
+    /// Reads configs and weight headers.
+    ///
+    /// # Errors
+    /// Files that are missing or malformed, and families that are not supported.
+    pub fn read(files: &ModelFiles) -> Result<Self> {
+        let config = Config::load(files)?;
+        let generation = GenerationConfig::read(files, &config)?;
+        Self::describe(files.label(), &config, &Checkpoint::open(files)?, &generation)
+    }
+
+    pub(crate) fn describe(
+        label: &str,
+        config: &Config,
+        checkpoint: &Checkpoint,
+        generation: &GenerationConfig,
+    ) -> Result<Self> {
+        let architecture = ocelli_models::architecture(config.model_type())?;
+        let mut bytes_of = BTreeMap::new();
+        let mut parameters = 0;
+        for tensor in checkpoint.names().filter_map(|name| checkpoint.tensor(name)) {
+            *bytes_of.entry(tensor.dtype().name()).or_insert(0) += tensor.bytes().len();
+            parameters += tensor.n_elements() as u64;
+        }
+        let dtype = bytes_of.iter().max_by_key(|&(_, &bytes)| bytes).map_or("none", |(&name, _)| name);
+        let text = TextShape::read(config);
+        Ok(Self {
+            label: label.to_owned(),
+            model_type: config.model_type().to_owned(),
+            title: architecture.title.to_owned(),
+            parameters,
+            dtype: dtype.to_ascii_lowercase(),
+            weight_bytes: checkpoint.total_bytes() as u64,
+            context_length: text.context_length,
+            sees_images: architecture.sees_images,
+            kv_bytes_per_token: text.kv_bytes_per_token(),
+            generation_defaults: generation.defaults.clone(),
+        })
+    }
+}
+
+/// The shape of the text decoder as the config has it; keys that are left out are 0 until the model is loaded.
+struct TextShape {
+    context_length: usize,
+    layers: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl TextShape {
+    fn read(config: &Config) -> Self {
+        let text = config.section("text_config");
+        let number = |key: &str| {
+            let nested = text.as_ref().and_then(|section| section.get(key));
+            let value = nested.or_else(|| config.root().get(key))?;
+            usize::try_from(value.as_u64()?).ok()
+        };
+        let heads = number("num_attention_heads").unwrap_or(0);
+        let head_dim = number("head_dim").or_else(|| number("hidden_size")?.checked_div(heads));
+        Self {
+            context_length: number("max_position_embeddings").unwrap_or(0),
+            layers: number("num_hidden_layers").unwrap_or(0),
+            kv_heads: number("num_key_value_heads").unwrap_or(heads),
+            head_dim: head_dim.unwrap_or(0),
+        }
+    }
+
+    fn kv_bytes_per_token(&self) -> usize {
+        2 * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()
+    }
+}
+
+/// How a model wants its answers to be generated: `generation_config.json`, or what `config.json` says of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct GenerationConfig {
+    /// The end tokens; empty when neither file names one.
+    pub(crate) end_ids: Vec<u32>,
+    pub(crate) defaults: GenerationDefaults,
+}
+
+impl GenerationConfig {
+    pub(crate) fn read(files: &ModelFiles, config: &Config) -> Result<Self> {
+        let file = files.json("generation_config.json")?.unwrap_or(Value::Null);
+        let text = config.section("text_config");
+        let in_text = text.as_ref().and_then(|section| section.get("eos_token_id"));
+        // As transformers: the generation config decides; models without one say it in their config.
+        let sources = [file.get("eos_token_id"), config.root().get("eos_token_id"), in_text];
+        let end_ids = sources.into_iter().flatten().map(ids).find(|ids| !ids.is_empty());
+        Ok(Self { end_ids: end_ids.unwrap_or_default(), defaults: defaults(&file) })
+    }
+}
+
+/// One id or a list of them.
+fn ids(value: &Value) -> Vec<u32> {
+    let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    match value {
+        Value::Array(values) => values.iter().filter_map(id).collect(),
+        single => id(single).into_iter().collect(),
+    }
+}
+
+fn defaults(file: &Value) -> GenerationDefaults {
+    let number = |key: &str| file.get(key).and_then(Value::as_f64).map(|value| value as f32);
+    let count = |key: &str| file.get(key).and_then(Value::as_u64).and_then(|value| usize::try_from(value).ok());
+    GenerationDefaults {
+        do_sample: file.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
+        temperature: number("temperature"),
+        top_k: count("top_k"),
+        top_p: number("top_p"),
+        min_p: number("min_p"),
+        repetition_penalty: number("repetition_penalty"),
+        max_tokens: count("max_new_tokens").filter(|&tokens| tokens > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn end_tokens_may_be_one_or_many() {
+        assert_eq!(ids(&json!(5)), [5]);
+        assert_eq!(ids(&json!([5, 6])), [5, 6]);
+        assert!(ids(&json!(null)).is_empty() && ids(&json!(-1)).is_empty());
+    }
+
+    #[test]
+    fn recommendations_are_read() {
+        let file = json!({"do_sample": true, "temperature": 0.7, "top_k": 20, "max_new_tokens": 0});
+        let defaults = defaults(&file);
+        assert_eq!((defaults.do_sample, defaults.temperature, defaults.top_k), (true, Some(0.7), Some(20)));
+        assert_eq!((defaults.top_p, defaults.max_tokens), (None, None));
+    }
+}

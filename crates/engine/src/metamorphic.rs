@@ -1,0 +1,222 @@
+//! Does a model keep the promises that need no reference? What is computed in one piece, in pieces, in company or from
+//! a shared past must be the same, and another picture must not be.
+//!
+//! These facts hold for every family and every set of weights, so they are checked for each by one runner.
+
+use std::fmt;
+
+use ocelli_backend::SequenceId;
+use ocelli_processors::{Image, PreparedImage, Prompt};
+use serde::Serialize;
+
+use crate::compare::Difference;
+use crate::error::Result;
+use crate::loaded::LoadedModel;
+use crate::session::{Cancel, ImageFeatures, LogitRows, Prefill, Session};
+
+/// Largest relative difference of what must be equal. Not zero: a product of one row and one of many rows may add
+/// their terms in another order.
+pub const TOLERANCE: f64 = 1e-4;
+
+/// What was found out about one model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MetamorphicReport {
+    /// The model.
+    pub label: String,
+    /// One row per promise.
+    pub facts: Vec<Fact>,
+}
+
+/// One promise.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fact {
+    /// What should hold.
+    pub name: &'static str,
+    /// Largest difference of the logits over the largest logit.
+    pub worst_relative: f64,
+    /// Whether it holds.
+    pub pass: bool,
+}
+
+/// Checks every promise with one prompt and, if it has pictures, their negatives.
+///
+/// # Errors
+/// Whatever keeps the model from running the prompt; broken promises are facts of the report instead.
+pub fn check(model: &mut LoadedModel, text: &str, images: &[Image]) -> Result<MetamorphicReport> {
+    let prompt = model.processor.raw_prompt(text, images)?;
+    let chunk = model.session.prefill_chunk();
+    let mut run = Run::new(model.session.as_mut(), &prompt)?;
+    let mut facts = vec![
+        run.token_by_token(chunk)?,
+        run.batch_equals_alone()?,
+        run.continued_prefix_equals_fresh()?,
+        run.fork_leaves_its_origin_alone()?,
+        run.truncated_equals_fresh()?,
+        run.nothing_is_left_behind(),
+    ];
+    if !images.is_empty() {
+        let negatives: Vec<Image> = images.iter().map(negative).collect();
+        let negatives = model.processor.raw_prompt(text, &negatives)?.images;
+        facts.extend(run.pictures_decide(&negatives, &prompt.images)?);
+    }
+    Ok(MetamorphicReport { label: model.info.label.clone(), facts })
+}
+
+impl MetamorphicReport {
+    /// Whether every promise is kept.
+    pub fn passed(&self) -> bool {
+        self.facts.iter().all(|fact| fact.pass)
+    }
+}
+
+impl fmt::Display for MetamorphicReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.label)?;
+        for Fact { name, worst_relative, pass } in &self.facts {
+            let verdict = if *pass { "ok  " } else { "FAIL" };
+            write!(formatter, "\n{verdict} {name:<48} difference {worst_relative:.2e}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One prompt on one session.
+struct Run<'a> {
+    session: &'a mut dyn Session,
+    ids: &'a [u32],
+    features: Vec<ImageFeatures>,
+    /// Logits of every row, computed in one piece.
+    whole: Vec<f32>,
+    cancel: Cancel,
+}
+
+impl<'a> Run<'a> {
+    fn new(session: &'a mut dyn Session, prompt: &'a Prompt) -> Result<Self> {
+        let features = encode(session, &prompt.images)?;
+        let mut run = Self { session, ids: &prompt.ids, features, whole: Vec::new(), cancel: Cancel::new() };
+        run.whole = run.alone(run.ids)?;
+        Ok(run)
+    }
+
+    fn token_by_token(&mut self, chunk: usize) -> Result<Fact> {
+        self.session.set_prefill_chunk(1);
+        let single = self.alone(self.ids);
+        self.session.set_prefill_chunk(chunk);
+        Ok(same("prefill equals token by token", &single?, &self.whole))
+    }
+
+    /// Three sequences of different lengths decode together; each is compared with itself alone.
+    fn batch_equals_alone(&mut self) -> Result<Fact> {
+        let next = self.ids[self.ids.len() - 1];
+        let split = self.split();
+        let tails = [self.ids.len(), self.ids.len() - 1, split];
+        let mut sequences = Vec::new();
+        for &len in &tails {
+            sequences.push(self.prefilled(len)?);
+        }
+        let together = self.session.decode(&sequences.iter().map(|&sequence| (sequence, next)).collect::<Vec<_>>());
+        let mut alone = Vec::new();
+        for (sequence, len) in sequences.into_iter().zip(tails) {
+            self.session.end(sequence);
+            let sequence = self.prefilled(len)?;
+            alone.extend(self.session.decode(&[(sequence, next)]));
+            self.session.end(sequence);
+        }
+        Ok(same("a batch equals each sequence alone", &together, &alone))
+    }
+
+    fn continued_prefix_equals_fresh(&mut self) -> Result<Fact> {
+        let split = self.split();
+        let prefix = self.prefilled(split)?;
+        let continued = self.session.fork(prefix);
+        let rest = self.append(continued, &self.ids[split..], false);
+        self.session.end(continued);
+        self.session.end(prefix);
+        let fresh = &self.whole[split * self.session.vocab_size()..];
+        Ok(same("a continued prefix equals a fresh prompt", &rest?, fresh))
+    }
+
+    /// Two sequences grow from one past, one token each in turn, and never see each other's tokens.
+    fn fork_leaves_its_origin_alone(&mut self) -> Result<Fact> {
+        let split = self.split();
+        let origin = self.prefilled(split)?;
+        let fork = self.session.fork(origin);
+        let mut from_origin = Vec::new();
+        for &id in &self.ids[split..] {
+            from_origin.extend(self.session.decode(&[(origin, id)]));
+            self.session.decode(&[(fork, self.ids[0])]);
+        }
+        self.session.end(fork);
+        self.session.end(origin);
+        let fresh = &self.whole[split * self.session.vocab_size()..];
+        Ok(same("a fork leaves its origin alone", &from_origin, fresh))
+    }
+
+    fn truncated_equals_fresh(&mut self) -> Result<Fact> {
+        let split = self.split();
+        let sequence = self.prefilled(self.ids.len())?;
+        self.session.truncate(sequence, split);
+        let rest = self.append(sequence, &self.ids[split..], false);
+        self.session.end(sequence);
+        let fresh = &self.whole[split * self.session.vocab_size()..];
+        Ok(same("a truncated sequence equals a fresh prompt", &rest?, fresh))
+    }
+
+    fn nothing_is_left_behind(&self) -> Fact {
+        Fact { name: "ended sequences leave nothing behind", worst_relative: 0.0, pass: self.session.is_empty() }
+    }
+
+    /// Other pictures give other logits, and the first ones afterwards the first logits again, to the last bit.
+    fn pictures_decide(&mut self, others: &[PreparedImage], originals: &[PreparedImage]) -> Result<[Fact; 2]> {
+        self.features = encode(self.session, others)?;
+        let other = self.alone(self.ids)?;
+        let difference = Difference::between(&other, &self.whole).relative;
+        let name = "another picture gives other logits";
+        let differs = Fact { name, worst_relative: difference, pass: difference > TOLERANCE };
+        self.features = encode(self.session, originals)?;
+        let again = self.alone(self.ids)?;
+        let difference = Difference::between(&again, &self.whole).relative;
+        let name = "the first picture gives the first logits again";
+        Ok([differs, Fact { name, worst_relative: difference, pass: again == self.whole }])
+    }
+
+    /// Where a prompt may be cut: behind its last picture, and not at its ends.
+    fn split(&self) -> usize {
+        let image_id = self.session.image_token_id();
+        let last_image = self.ids.iter().rposition(|&id| Some(id) == image_id).map_or(0, |at| at + 1);
+        last_image.max(self.ids.len() / 2).min(self.ids.len() - 1)
+    }
+
+    /// Logits of every row of a sequence of its own.
+    fn alone(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        let sequence = self.session.start();
+        let logits = self.append(sequence, ids, true);
+        self.session.end(sequence);
+        logits
+    }
+
+    /// A sequence that holds the first `len` tokens.
+    fn prefilled(&mut self, len: usize) -> Result<SequenceId> {
+        let sequence = self.session.start();
+        self.append(sequence, &self.ids[..len], true)?;
+        Ok(sequence)
+    }
+
+    fn append(&mut self, sequence: SequenceId, ids: &[u32], with_images: bool) -> Result<Vec<f32>> {
+        let images = if with_images { &self.features[..] } else { &[] };
+        self.session.prefill(sequence, Prefill { ids, images, rows: LogitRows::All, cancel: &self.cancel })
+    }
+}
+
+fn encode(session: &dyn Session, images: &[PreparedImage]) -> Result<Vec<ImageFeatures>> {
+    images.iter().map(|image| session.encode_image(image)).collect()
+}
+
+fn same(name: &'static str, ours: &[f32], expected: &[f32]) -> Fact {
+    let worst_relative = Difference::between(ours, expected).relative;
+    Fact { name, worst_relative, pass: ours.len() == expected.len() && worst_relative <= TOLERANCE }
+}
+
+fn negative(image: &Image) -> Image {
+    Image::new(image.width, image.height, image.pixels.iter().map(|value| 255 - value).collect())
+}

@@ -1,0 +1,369 @@
+//! [`Session`]: a loaded model with its key/value cache, as an object. The backend's type ends here.
+//!
+//! Invariant: a session knows token ids, features and logits, nothing of text, sampling or requests.
+
+use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ocelli_backend::{Backend, KvCache, SequenceId, Tensor};
+use ocelli_models::Model;
+use ocelli_processors::PreparedImage;
+
+use crate::error::{Error, Result};
+
+/// A loaded model with its cache. Several sequences may be alive at once; none depends on the others.
+pub trait Session: Send {
+    /// V: logits per row.
+    fn vocab_size(&self) -> usize;
+
+    /// Longest sequence in tokens.
+    fn context_length(&self) -> usize;
+
+    /// Bytes of keys and values per token.
+    fn kv_bytes_per_token(&self) -> usize;
+
+    /// The token that stands for one image feature; `None` for a text model.
+    fn image_token_id(&self) -> Option<u32>;
+
+    /// Most rows of a prompt that are computed at once.
+    fn prefill_chunk(&self) -> usize;
+
+    /// Changes [`Session::prefill_chunk`]; the results stay the same. At least 1.
+    fn set_prefill_chunk(&mut self, rows: usize);
+
+    /// Runs the vision tower and projector over one picture.
+    ///
+    /// # Errors
+    /// [`Error::NoVision`] for a text model.
+    fn encode_image(&self, image: &PreparedImage) -> Result<ImageFeatures>;
+
+    /// The values of image features, `[vision tokens, hidden]`.
+    fn read_features(&self, features: &ImageFeatures) -> Vec<f32>;
+
+    /// Starts an empty sequence.
+    fn start(&mut self) -> SequenceId;
+
+    /// A second sequence that shares everything so far.
+    fn fork(&mut self, sequence: SequenceId) -> SequenceId;
+
+    /// Ends a sequence and frees what only it held.
+    fn end(&mut self, sequence: SequenceId);
+
+    /// Tokens of a sequence.
+    fn len(&self, sequence: SequenceId) -> usize;
+
+    /// Whether no sequence holds anything.
+    fn is_empty(&self) -> bool;
+
+    /// Forgets all but the first `len` tokens of a sequence.
+    fn truncate(&mut self, sequence: SequenceId, len: usize);
+
+    /// Appends a part of a prompt to a sequence, in chunks; returns logits, `[rows, V]`.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::TokenOutOfRange`], [`Error::VisionTokenMismatch`], [`Error::PromptTooLong`]
+    /// before anything is computed; [`Error::Cancelled`] between two layers. The sequence is then to be ended.
+    fn prefill(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<Vec<f32>>;
+
+    /// Appends one token to each of some sequences, all in one pass; returns logits `[sequences, V]`.
+    ///
+    /// # Panics
+    /// If a token is beyond the vocabulary, or a sequence has ended or is longer than the context.
+    fn decode(&mut self, next: &[(SequenceId, u32)]) -> Vec<f32>;
+
+    /// Forgets every sequence and frees the cache, also after a panic half-way through a step.
+    fn reset(&mut self);
+}
+
+/// What [`Session::prefill`] appends.
+#[derive(Clone, Copy)]
+pub struct Prefill<'a> {
+    /// Token ids.
+    pub ids: &'a [u32],
+    /// Features of the pictures that the image tokens among `ids` stand for, in order.
+    pub images: &'a [ImageFeatures],
+    /// Which logits are wanted.
+    pub rows: LogitRows,
+    /// Looked at between two layers.
+    pub cancel: &'a Cancel,
+}
+
+/// Which rows of logits are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitRows {
+    /// Those of the last token: all that generation needs.
+    Last,
+    /// Those of every token, for comparisons.
+    All,
+}
+
+/// Image features on the device; cloning shares them.
+#[derive(Clone)]
+pub struct ImageFeatures {
+    tokens: usize,
+    tensor: Arc<dyn Any + Send + Sync>,
+}
+
+impl ImageFeatures {
+    /// Tokens of the prompt that they take.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+/// Tells a running request to end; clones belong together.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Nobody has cancelled yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks for the end, from any thread.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+
+    /// Whether somebody asked.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A model on one backend.
+pub(crate) struct ModelSession<B: Backend> {
+    backend: B,
+    model: Box<dyn Model<B>>,
+    model_type: String,
+    cache: KvCache<B>,
+    chunk: usize,
+}
+
+impl<B: Backend> ModelSession<B> {
+    /// `chunk` is the most rows that are computed at once.
+    pub(crate) fn new(backend: B, model: Box<dyn Model<B>>, model_type: &str, chunk: usize) -> Self {
+        let cache = KvCache::new(&backend, model.kv_shape());
+        Self { backend, model, model_type: model_type.to_owned(), cache, chunk: chunk.max(1) }
+    }
+
+    /// Everything that could go wrong, before anything is computed.
+    fn check(&self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<()> {
+        let vocab_size = self.vocab_size();
+        if prompt.ids.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if let Some(&id) = prompt.ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange { id, vocab_size });
+        }
+        let placeholders = self.image_rows(prompt.ids).len();
+        let features = prompt.images.iter().map(ImageFeatures::tokens).sum();
+        if placeholders != features {
+            return Err(Error::VisionTokenMismatch { placeholders, features });
+        }
+        let prompt_tokens = self.cache.len(sequence) + prompt.ids.len();
+        if prompt_tokens > self.context_length() {
+            return Err(Error::PromptTooLong { prompt_tokens, context_length: self.context_length() });
+        }
+        Ok(())
+    }
+
+    /// Where among `ids` image features belong.
+    fn image_rows(&self, ids: &[u32]) -> Vec<usize> {
+        let Some(image_id) = self.model.image_token_id() else { return Vec::new() };
+        ids.iter().enumerate().filter(|&(_, &id)| id == image_id).map(|(row, _)| row).collect()
+    }
+
+    /// Embeddings of a chunk, image features in place; `range` says which features these are.
+    fn embed(&self, ids: &[u32], rows: &[usize], features: Option<&Tensor<B>>, range: Range<usize>) -> Tensor<B> {
+        let embedded = self.model.embed(ids);
+        match features {
+            Some(features) if !rows.is_empty() => {
+                let features = features.gather_rows(&range.collect::<Vec<_>>());
+                embedded.replace_rows(rows, &features)
+            }
+            _ => embedded,
+        }
+    }
+
+    fn tensor<'a>(&self, features: &'a ImageFeatures) -> &'a Tensor<B> {
+        features.tensor.downcast_ref().expect("image features stay with the backend that made them")
+    }
+
+    /// All features of a prompt as one tensor.
+    fn concatenated(&self, images: &[ImageFeatures]) -> Option<Tensor<B>> {
+        let tensors: Vec<&Tensor<B>> = images.iter().map(|features| self.tensor(features)).collect();
+        if tensors.is_empty() { None } else { Some(Tensor::concat_rows(&tensors)) }
+    }
+}
+
+impl<B: Backend> Session for ModelSession<B> {
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.model.max_positions()
+    }
+
+    fn kv_bytes_per_token(&self) -> usize {
+        self.model.kv_shape().bytes_per_token()
+    }
+
+    fn image_token_id(&self) -> Option<u32> {
+        self.model.image_token_id()
+    }
+
+    fn prefill_chunk(&self) -> usize {
+        self.chunk
+    }
+
+    fn set_prefill_chunk(&mut self, rows: usize) {
+        self.chunk = rows.max(1);
+    }
+
+    fn encode_image(&self, image: &PreparedImage) -> Result<ImageFeatures> {
+        if self.model.image_token_id().is_none() {
+            return Err(Error::NoVision { model_type: self.model_type.clone() });
+        }
+        let shape = [image.n_tiles, 3, image.height, image.width];
+        let features = self.model.encode_image(&Tensor::new(&self.backend, &image.pixel_values, &shape));
+        Ok(ImageFeatures { tokens: features.rows(), tensor: Arc::new(features) })
+    }
+
+    fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
+        self.tensor(features).to_vec()
+    }
+
+    fn start(&mut self) -> SequenceId {
+        self.cache.start()
+    }
+
+    fn fork(&mut self, sequence: SequenceId) -> SequenceId {
+        self.cache.fork(sequence)
+    }
+
+    fn end(&mut self, sequence: SequenceId) {
+        self.cache.end(sequence);
+    }
+
+    fn len(&self, sequence: SequenceId) -> usize {
+        self.cache.len(sequence)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, len: usize) {
+        self.cache.truncate(sequence, len);
+    }
+
+    fn prefill(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<Vec<f32>> {
+        self.check(sequence, prompt)?;
+        let features = self.concatenated(prompt.images);
+        let mut logits = Vec::new();
+        let mut used = 0;
+        let n_chunks = prompt.ids.len().div_ceil(self.chunk);
+        for (chunk_idx, ids) in prompt.ids.chunks(self.chunk).enumerate() {
+            let rows = self.image_rows(ids);
+            let x = self.embed(ids, &rows, features.as_ref(), used..used + rows.len());
+            used += rows.len();
+            let step = self.cache.step(&[(sequence, ids.len())]).interrupted_by(prompt.cancel.flag());
+            let hidden = self.model.forward(&x, &step, &mut self.cache);
+            if step.is_interrupted() {
+                return Err(Error::Cancelled);
+            }
+            match prompt.rows {
+                LogitRows::All => logits.extend(self.model.logits(&hidden).to_vec()),
+                LogitRows::Last if chunk_idx + 1 == n_chunks => {
+                    logits = self.model.logits(&hidden.gather_rows(&[ids.len() - 1])).to_vec();
+                }
+                LogitRows::Last => {}
+            }
+        }
+        Ok(logits)
+    }
+
+    fn decode(&mut self, next: &[(SequenceId, u32)]) -> Vec<f32> {
+        let ids: Vec<u32> = next.iter().map(|&(_, id)| id).collect();
+        let growth: Vec<(SequenceId, usize)> = next.iter().map(|&(sequence, _)| (sequence, 1)).collect();
+        let x = self.model.embed(&ids);
+        let step = self.cache.step(&growth);
+        let hidden = self.model.forward(&x, &step, &mut self.cache);
+        self.model.logits(&hidden).to_vec()
+    }
+
+    fn reset(&mut self) {
+        self.cache = KvCache::new(&self.backend, self.model.kv_shape());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ocelli_formats::ModelFiles;
+
+    use super::*;
+    use crate::{EngineOptions, LoadedModel};
+
+    fn session(family: &str) -> Box<dyn Session> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(family);
+        LoadedModel::load(&ModelFiles::open(folder).unwrap(), &EngineOptions::new()).unwrap().session
+    }
+
+    #[test]
+    fn a_cancelled_prefill_is_an_error_and_leaves_a_sequence_to_end() {
+        let mut session = session("llama3");
+        let sequence = session.start();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let prefill = Prefill { ids: &[5, 6, 7], images: &[], rows: LogitRows::Last, cancel: &cancel };
+        assert!(matches!(session.prefill(sequence, prefill), Err(Error::Cancelled)));
+        session.end(sequence);
+        assert!(session.is_empty());
+    }
+
+    #[test]
+    fn a_text_model_refuses_pictures() {
+        let image = PreparedImage {
+            pixel_values: vec![0.0; 3 * 4],
+            n_tiles: 1,
+            height: 2,
+            width: 2,
+            rows: 0,
+            cols: 0,
+            image_size: (2, 2),
+            resized_to: (2, 2),
+            vision_tokens: 1,
+            content_hash: 0,
+        };
+        let error = session("llama3").encode_image(&image).err().unwrap();
+        assert_eq!(error.to_string(), "llama models do not take pictures");
+        assert!(error.hint().unwrap().contains("vision-language"));
+    }
+
+    #[test]
+    fn only_the_wanted_rows_have_logits() {
+        let mut session = session("qwen2");
+        let cancel = Cancel::new();
+        let mut logits = Vec::new();
+        for rows in [LogitRows::All, LogitRows::Last] {
+            let sequence = session.start();
+            let prefill = Prefill { ids: &[5, 6, 7], images: &[], rows, cancel: &cancel };
+            logits.push(session.prefill(sequence, prefill).unwrap());
+            session.reset();
+        }
+        let vocab_size = session.vocab_size();
+        assert_eq!([logits[0].len(), logits[1].len()], [3 * vocab_size, vocab_size]);
+        assert_eq!(logits[0][2 * vocab_size..], logits[1]);
+    }
+}

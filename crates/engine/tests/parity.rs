@@ -1,0 +1,72 @@
+//! Every family's fixture, stage by stage, against what the reference implementation saved.
+
+use std::path::Path;
+
+use ocelli_engine::parity;
+
+fn check(family: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(family);
+    let report = parity::check(&folder).expect("the fixture runs");
+    assert!(report.passed(), "{report}");
+    let names: Vec<&str> = report.rows.iter().map(|row| row.name.as_str()).collect();
+    for name in ["in.input_ids", "out.logits", "out.greedy_ids", "out.beam3_ids", "out.beam3_scores"] {
+        assert!(names.contains(&name), "{name} was not compared");
+    }
+}
+
+#[test]
+fn idefics3() {
+    check("idefics3");
+}
+
+#[test]
+fn smolvlm() {
+    check("smolvlm");
+}
+
+#[test]
+fn llama3() {
+    check("llama3");
+}
+
+#[test]
+fn qwen2() {
+    check("qwen2");
+}
+
+/// A folder with the files of a fixture, but for its transformers-5 config.
+fn copy_of(family: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(family);
+    for entry in std::fs::read_dir(fixture).expect("a fixture") {
+        let entry = entry.expect("a file");
+        if entry.file_name() != "config.tf5.json" {
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("a copy");
+        }
+    }
+    folder
+}
+
+#[test]
+fn the_first_tensor_that_diverges_is_named() {
+    let folder = copy_of("llama3");
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["rms_norm_eps"] = 0.1.into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let report = parity::check(folder.path()).unwrap();
+    assert!(!report.passed());
+    assert_eq!(report.first_divergence().unwrap().name, "out.logits");
+    assert!(report.to_string().contains("the first tensor that diverges is out.logits (config.json)"), "{report}");
+}
+
+#[test]
+fn a_folder_without_references_is_an_error() {
+    let folder = copy_of("qwen2");
+    std::fs::write(folder.path().join("reference.json"), "{}").unwrap();
+    let error = parity::check(folder.path()).unwrap_err();
+    assert!(error.to_string().ends_with("reference.json: it has no text `prompt`"), "{error}");
+    std::fs::remove_file(folder.path().join("reference.json")).unwrap();
+    let error = parity::check(folder.path()).unwrap_err();
+    assert!(error.to_string().ends_with("reference.json: there is no such file"), "{error}");
+}
