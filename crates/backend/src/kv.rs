@@ -5,9 +5,8 @@
 //! only the table; a block that two sequences share is copied when one of them is about to write into it.
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::cancel::Cancel;
 use crate::ops::Backend;
 use crate::tensor::Tensor;
 
@@ -59,7 +58,7 @@ pub struct Step {
     positions: Vec<usize>,
     slots: Vec<usize>,
     spans: Vec<Span>,
-    interrupt: Option<Arc<AtomicBool>>,
+    cancel: Cancel,
 }
 
 /// The rows of one sequence within a step.
@@ -141,7 +140,7 @@ impl<B: Backend> KvCache<B> {
 
     /// Makes room for `count` new tokens of each named sequence and describes the pass that will fill it.
     pub fn step(&mut self, growth: &[(SequenceId, usize)]) -> Step {
-        let mut step = Step { positions: Vec::new(), slots: Vec::new(), spans: Vec::new(), interrupt: None };
+        let mut step = Step { positions: Vec::new(), slots: Vec::new(), spans: Vec::new(), cancel: Cancel::new() };
         for &(id, count) in growth {
             let past = self.len(id);
             self.make_writable(id);
@@ -227,17 +226,16 @@ impl<B: Backend> LayerKv<B> {
 }
 
 impl Step {
-    /// The same step, which models leave between two layers once `flag` is true. What they return is then worth
-    /// nothing and the step's sequences are to be ended.
+    /// The same step, which models leave between two layers once it is cancelled; its sequences are then to be ended.
     #[must_use]
-    pub fn interrupted_by(mut self, flag: Arc<AtomicBool>) -> Self {
-        self.interrupt = Some(flag);
+    pub fn cancelled_by(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
         self
     }
 
     /// Whether nobody wants the result any more.
-    pub fn is_interrupted(&self) -> bool {
-        self.interrupt.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
     }
 
     /// R: rows of the step.

@@ -11,6 +11,7 @@
 //! afterwards is a bug that panics with both shapes.
 #![forbid(unsafe_code)]
 
+mod cancel;
 mod error;
 mod kv;
 mod layers;
@@ -18,6 +19,7 @@ mod ops;
 mod tensor;
 mod weights;
 
+pub use cancel::Cancel;
 pub use error::{Error, Result};
 pub use kv::{BLOCK_TOKENS, KvCache, KvShape, LayerKv, SequenceId, Span, Step};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, Rope, RopeRows, RopeScaling, SwiGlu};

@@ -11,13 +11,13 @@ mod stop;
 
 use std::time::{Duration, Instant};
 
-use ocelli_backend::SequenceId;
+use ocelli_backend::{Cancel, SequenceId};
 use ocelli_processors::{TokenStream, Tokenizer};
 
 use crate::answer::FinishDetail;
 use crate::error::{Error, Result};
 use crate::options::GenerateOptions;
-use crate::session::{Cancel, ImageFeatures, LogitRows, Prefill, Session};
+use crate::session::{ImageFeatures, LogitRows, Prefill, Session};
 use beam::BeamSearch;
 pub(crate) use random::Random;
 use rules::{History, LogitRules};

@@ -44,13 +44,14 @@ pub mod parity;
 mod request;
 mod serve;
 mod session;
+mod vision_cache;
 
 pub use answer::{Answer, FinishDetail, FinishReason, ImageUse, Timings};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use info::ModelInfo;
 pub use loaded::LoadedModel;
-pub use ocelli_backend::SequenceId;
+pub use ocelli_backend::{Cancel, SequenceId};
 pub use options::{EarlyStopping, EngineOptions, GenerateOptions, GenerationDefaults};
 pub use request::{Event, Generation, Input, Request};
-pub use session::{Cancel, ImageFeatures, LogitRows, Prefill, Session};
+pub use session::{ImageFeatures, LogitRows, Prefill, Session};

@@ -5,14 +5,14 @@
 
 use std::fmt;
 
-use ocelli_backend::SequenceId;
+use ocelli_backend::{Cancel, SequenceId};
 use ocelli_processors::{Image, PreparedImage, Prompt};
 use serde::Serialize;
 
 use crate::compare::Difference;
 use crate::error::Result;
 use crate::loaded::LoadedModel;
-use crate::session::{Cancel, ImageFeatures, LogitRows, Prefill, Session};
+use crate::session::{ImageFeatures, LogitRows, Prefill, Session};
 
 /// Largest relative difference of what must be equal. Not zero: a product of one row and one of many rows may add
 /// their terms in another order.
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
 }
 
 fn encode(session: &dyn Session, images: &[PreparedImage]) -> Result<Vec<ImageFeatures>> {
-    images.iter().map(|image| session.encode_image(image)).collect()
+    images.iter().map(|image| session.encode_image(image, &Cancel::new())).collect()
 }
 
 fn same(name: &'static str, ours: &[f32], expected: &[f32]) -> Fact {

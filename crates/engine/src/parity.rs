@@ -12,6 +12,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use ocelli_backend::Cancel;
 use ocelli_formats::{Config, ModelFiles, Safetensors, TensorData};
 use ocelli_processors::{Image, Processor, Prompt};
 use serde::Serialize;
@@ -23,7 +24,7 @@ use crate::generate::{Outcome, Task, generate};
 use crate::loaded::LoadedModel;
 use crate::metamorphic::{self, MetamorphicReport};
 use crate::options::{EngineOptions, GenerateOptions};
-use crate::session::{Cancel, ImageFeatures, LogitRows, Prefill};
+use crate::session::{ImageFeatures, LogitRows, Prefill};
 
 /// Pixel values and ids must be equal.
 pub const EXACT: f64 = 0.0;
@@ -239,7 +240,11 @@ impl Run<'_> {
 
     fn compare_features(&mut self, prompt: &Prompt) -> Result<Vec<ImageFeatures>> {
         let session = &self.model.session;
-        let features = prompt.images.iter().map(|image| session.encode_image(image)).collect::<Result<Vec<_>>>()?;
+        let features = prompt
+            .images
+            .iter()
+            .map(|image| session.encode_image(image, &Cancel::new()))
+            .collect::<Result<Vec<_>>>()?;
         let ours: Vec<f32> = features.iter().flat_map(|features| session.read_features(features)).collect();
         let mut rest = &ours[..];
         for name in numbered(&self.reference.tensors, "out.image_features") {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use ocelli_backend::Cancel;
 use ocelli_processors::{ChatOptions, Content, Detail, Image, Message, Processor, Prompt};
 
 use crate::answer::{Answer, ImageUse};
 use crate::engine::Worker;
 use crate::error::{Error, Result};
 use crate::options::GenerateOptions;
-use crate::session::Cancel;
 
 /// A prompt and how to answer it.
 #[derive(Clone, Debug)]

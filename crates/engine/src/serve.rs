@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use ocelli_backend::Cancel;
 use ocelli_processors::{PreparedImage, Processor, Prompt};
 
 use crate::answer::{Answer, ImageUse, Timings};
@@ -15,7 +16,8 @@ use crate::info::ModelInfo;
 use crate::memory::MemoryBudget;
 use crate::options::GenerateOptions;
 use crate::request::{Event, Request};
-use crate::session::{Cancel, ImageFeatures, Session};
+use crate::session::{ImageFeatures, Session};
+use crate::vision_cache::VisionCache;
 
 /// Everything the worker can be told.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ pub(crate) struct Server {
     processor: Arc<Processor>,
     end_ids: Vec<u32>,
     budget: MemoryBudget,
+    vision_cache: VisionCache,
     /// Most tokens that the cache has held: its memory is kept and used again.
     most_cached: usize,
     load_ms: f64,
@@ -55,7 +58,7 @@ impl Server {
         memory_limit: Option<u64>,
     ) -> Self {
         let budget = MemoryBudget::new(memory_limit, info.weight_bytes);
-        Self { session, processor, end_ids, budget, most_cached: 0, load_ms }
+        Self { session, processor, end_ids, budget, vision_cache: VisionCache::new(), most_cached: 0, load_ms }
     }
 
     /// Serves until told to stop or until nobody can send any more.
@@ -138,10 +141,18 @@ impl Server {
         Ok(())
     }
 
-    /// Stops early, with less features than pictures, when cancelled: the prefill then stops as well.
-    fn encode_images(&self, images: &[PreparedImage], cancel: &Cancel) -> Result<Vec<ImageFeatures>> {
-        let wanted = images.iter().take_while(|_| !cancel.is_cancelled());
-        wanted.map(|image| self.session.encode_image(image)).collect()
+    /// Stops early, with fewer features than pictures, when cancelled: the prefill then does not start.
+    fn encode_images(&mut self, images: &[PreparedImage], cancel: &Cancel) -> Result<Vec<ImageFeatures>> {
+        let mut all = Vec::with_capacity(images.len());
+        for image in images {
+            let session = self.session.as_ref();
+            let known = self.vision_cache.features(image, || session.encode_image(image, cancel));
+            match known {
+                Err(Error::Cancelled) => break,
+                features => all.push(features?),
+            }
+        }
+        Ok(all)
     }
 
     fn generate(&mut self, job: &Job, prompt: &Prompt, features: &[ImageFeatures], seed: u64) -> Result<Outcome> {
@@ -229,8 +240,8 @@ mod tests {
         fn set_prefill_chunk(&mut self, rows: usize) {
             self.inner.set_prefill_chunk(rows);
         }
-        fn encode_image(&self, image: &PreparedImage) -> Result<ImageFeatures> {
-            self.inner.encode_image(image)
+        fn encode_image(&self, image: &PreparedImage, cancel: &Cancel) -> Result<ImageFeatures> {
+            self.inner.encode_image(image, cancel)
         }
         fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
             self.inner.read_features(features)

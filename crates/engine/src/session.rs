@@ -5,9 +5,8 @@
 use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use ocelli_backend::{Backend, KvCache, SequenceId, Tensor};
+use ocelli_backend::{Backend, Cancel, KvCache, SequenceId, Tensor};
 use ocelli_models::Model;
 use ocelli_processors::PreparedImage;
 
@@ -36,8 +35,8 @@ pub trait Session: Send {
     /// Runs the vision tower and projector over one picture.
     ///
     /// # Errors
-    /// [`Error::NoVision`] for a text model.
-    fn encode_image(&self, image: &PreparedImage) -> Result<ImageFeatures>;
+    /// [`Error::NoVision`] for a text model; [`Error::Cancelled`].
+    fn encode_image(&self, image: &PreparedImage, cancel: &Cancel) -> Result<ImageFeatures>;
 
     /// The values of image features, `[vision tokens, hidden]`.
     fn read_features(&self, features: &ImageFeatures) -> Vec<f32>;
@@ -107,34 +106,14 @@ pub struct ImageFeatures {
 }
 
 impl ImageFeatures {
+    /// `tensor` is whatever the session that made it will understand.
+    pub(crate) fn new(tokens: usize, tensor: impl Any + Send + Sync) -> Self {
+        Self { tokens, tensor: Arc::new(tensor) }
+    }
+
     /// Tokens of the prompt that they take.
     pub fn tokens(&self) -> usize {
         self.tokens
-    }
-}
-
-/// Tells a running request to end; clones belong together.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Nobody has cancelled yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Asks for the end, from any thread.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
-    }
-
-    /// Whether somebody asked.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -229,13 +208,17 @@ impl<B: Backend> Session for ModelSession<B> {
         self.chunk = rows.max(1);
     }
 
-    fn encode_image(&self, image: &PreparedImage) -> Result<ImageFeatures> {
+    fn encode_image(&self, image: &PreparedImage, cancel: &Cancel) -> Result<ImageFeatures> {
         if self.model.image_token_id().is_none() {
             return Err(Error::NoVision { model_type: self.model_type.clone() });
         }
         let shape = [image.n_tiles, 3, image.height, image.width];
-        let features = self.model.encode_image(&Tensor::new(&self.backend, &image.pixel_values, &shape));
-        Ok(ImageFeatures { tokens: features.rows(), tensor: Arc::new(features) })
+        let pixel_values = Tensor::new(&self.backend, &image.pixel_values, &shape);
+        let features = self.model.encode_image(&pixel_values, cancel);
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        Ok(ImageFeatures::new(features.rows(), features))
     }
 
     fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
@@ -276,9 +259,9 @@ impl<B: Backend> Session for ModelSession<B> {
             let rows = self.image_rows(ids);
             let x = self.embed(ids, &rows, features.as_ref(), used..used + rows.len());
             used += rows.len();
-            let step = self.cache.step(&[(sequence, ids.len())]).interrupted_by(prompt.cancel.flag());
+            let step = self.cache.step(&[(sequence, ids.len())]).cancelled_by(prompt.cancel);
             let hidden = self.model.forward(&x, &step, &mut self.cache);
-            if step.is_interrupted() {
+            if step.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             match prompt.rows {
@@ -346,7 +329,7 @@ mod tests {
             vision_tokens: 1,
             content_hash: 0,
         };
-        let error = session("llama3").encode_image(&image).err().unwrap();
+        let error = session("llama3").encode_image(&image, &Cancel::new()).err().unwrap();
         assert_eq!(error.to_string(), "llama models do not take pictures");
         assert!(error.hint().unwrap().contains("vision-language"));
     }

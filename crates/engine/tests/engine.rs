@@ -254,6 +254,18 @@ fn pictures_are_accounted_for_and_decide_the_answer() {
 }
 
 #[test]
+fn a_picture_seen_before_gives_the_same_answer_and_never_another_ones() {
+    let picture = |shade: u8| Image::new(90, 60, (0..90 * 60 * 3).map(|at| (at % 251) as u8 ^ shade).collect());
+    let ask = |shade| Request::raw("<image>what is in the picture?", vec![picture(shade)], greedy(8));
+    let used = engine("smolvlm");
+    for shade in [0, 200, 0, 200, 13] {
+        let (again, fresh) = (used.answer(ask(shade)).unwrap(), engine("smolvlm").answer(ask(shade)).unwrap());
+        assert_eq!(content(again), content(fresh), "picture {shade}");
+    }
+    assert_ne!(used.answer(ask(0)).unwrap().token_ids, used.answer(ask(200)).unwrap().token_ids);
+}
+
+#[test]
 fn what_cannot_be_answered_is_an_error_with_names() {
     let engine = engine("smolvlm");
     let context_length = engine.info().context_length;

@@ -4,7 +4,7 @@
 //! A SigLIP tower, a connector that folds s × s neighbouring patches into one token, a Llama decoder. Surprises: the
 //! fold's channel order is (row, column, channel), and the connector has no bias.
 
-use ocelli_backend::{Backend, KvCache, KvShape, Linear, Renamed, Step, Tensor, Weights};
+use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, Tensor, Weights};
 use ocelli_formats::{Checkpoint, Section};
 use serde::Deserialize;
 
@@ -84,10 +84,20 @@ impl<B: Backend> Model<B> for Idefics3<B> {
         self.text_model.embed_tokens.forward(ids)
     }
 
-    /// [N, 3, height, width] -> [N × T / s², hidden].
-    fn encode_image(&self, pixel_values: &Tensor<B>) -> Tensor<B> {
-        let features = self.vision_model.forward(pixel_values); // [N, T, vision hidden]
-        self.connector.forward(&pixel_shuffle(&features, self.config.scale_factor))
+    /// [N, 3, height, width] -> [N × T / s², hidden]. Tile by tile: they do not see each other, one fills the machine,
+    /// and all at once would need N times the memory.
+    fn encode_image(&self, pixel_values: &Tensor<B>, cancel: &Cancel) -> Tensor<B> {
+        let &[n_tiles, channels, height, width] = pixel_values.shape() else {
+            panic!("expected [N, 3, height, width], not {:?}", pixel_values.shape())
+        };
+        let tiles = pixel_values.reshape(&[n_tiles, channels * height * width]);
+        let encode = |tile_idx| {
+            let tile = tiles.gather_rows(&[tile_idx]).reshape(&[1, channels, height, width]);
+            let features = self.vision_model.forward(&tile, cancel); // [1, T, vision hidden]
+            self.connector.forward(&pixel_shuffle(&features, self.config.scale_factor))
+        };
+        let features: Vec<Tensor<B>> = (0..n_tiles).map(encode).collect();
+        Tensor::concat_rows(&features.iter().collect::<Vec<_>>())
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {

@@ -11,7 +11,7 @@ mod qwen2;
 mod registry;
 mod siglip;
 
-use ocelli_backend::{Backend, KvCache, KvShape, Step, Tensor};
+use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Step, Tensor};
 
 pub use error::{Error, Result};
 pub use registry::{ARCHITECTURES, Architecture, architecture, load};
@@ -36,11 +36,12 @@ pub trait Model<B: Backend>: Send + Sync {
     fn embed(&self, ids: &[u32]) -> Tensor<B>;
 
     /// Pixel values `[N, 3, height, width]` of one picture -> features `[vision tokens, hidden]`, in the order of
-    /// the prompt's image tokens.
+    /// the prompt's image tokens. Once cancelled it returns early, with features that mean nothing.
     ///
     /// # Panics
     /// For a model without [`Model::image_token_id`].
-    fn encode_image(&self, pixel_values: &Tensor<B>) -> Tensor<B> {
+    fn encode_image(&self, pixel_values: &Tensor<B>, cancel: &Cancel) -> Tensor<B> {
+        let _ = cancel;
         panic!("a text model was given a picture of {:?}", pixel_values.shape())
     }
 

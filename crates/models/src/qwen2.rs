@@ -117,7 +117,7 @@ impl<B: Backend> Model<B> for Qwen2<B> {
         let rope = self.rope.rows(x.backend(), step.positions());
         let mut x = x.clone();
         for (layer_idx, layer) in self.layers.iter().enumerate() {
-            if step.is_interrupted() {
+            if step.is_cancelled() {
                 break;
             }
             x = layer.forward(&x, &rope, step, kv.layer(layer_idx));

@@ -4,7 +4,7 @@
 //! Pre-norm ViT with learned positions and no class token. Surprise: a tile that is smaller than the tower was
 //! trained for takes its positions from the whole table, spread evenly.
 
-use ocelli_backend::{Activation, Backend, LayerNorm, Linear, Tensor, Weights};
+use ocelli_backend::{Activation, Backend, Cancel, LayerNorm, Linear, Tensor, Weights};
 use ocelli_formats::Section;
 use serde::Deserialize;
 
@@ -85,12 +85,15 @@ impl<B: Backend> Siglip<B> {
     }
 
     /// `pixel_values` [N, 3, height, width] -> [N, T, hidden], patches row by row.
-    pub(crate) fn forward(&self, pixel_values: &Tensor<B>) -> Tensor<B> {
+    pub(crate) fn forward(&self, pixel_values: &Tensor<B>, cancel: &Cancel) -> Tensor<B> {
         let (rows, columns) = (pixel_values.shape()[2] / self.patch_size, pixel_values.shape()[3] / self.patch_size);
         let patches = pixel_values.unfold_patches(self.patch_size); // [N, T, 3 × patch × patch]
         let positions = self.position_embedding.gather_rows(&position_ids(rows, columns, self.side));
         let mut x = self.patch_embedding.forward(&patches).add_repeated(&positions); // [N, T, hidden]
         for layer in &self.layers {
+            if cancel.is_cancelled() {
+                break;
+            }
             x = layer.forward(&x);
         }
         self.post_layernorm.forward(&x)

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use ocelli_backend::{KvCache, Step, Tensor};
+use ocelli_backend::{Cancel, KvCache, Step, Tensor};
 use ocelli_formats::{Checkpoint, Config, ModelFiles, Safetensors, TensorData};
 use ocelli_models::Model;
 use ocelli_testkit::ReferenceBackend;
@@ -46,7 +46,7 @@ impl Fixture {
     fn features(&self) -> Tensor<ReferenceBackend> {
         let pixels = self.tensor("in.pixel_values");
         let tensor = Tensor::new(&ReferenceBackend, &pixels.to_f32().unwrap(), &pixels.shape()[1..]);
-        self.model.encode_image(&tensor)
+        self.model.encode_image(&tensor, &Cancel::new())
     }
 }
 

@@ -11,13 +11,13 @@
 //!
 //! Running beams share the cache of their common past: continuing a beam twice forks its sequence.
 
-use ocelli_backend::SequenceId;
+use ocelli_backend::{Cancel, SequenceId};
 
 use crate::error::{Error, Result};
 use crate::generate::logits::{Largest, log_softmax};
 use crate::generate::rules::{History, LogitRules};
 use crate::options::{EarlyStopping, GenerateOptions};
-use crate::session::{Cancel, Session};
+use crate::session::Session;
 
 /// What a search needs to know beside the logits.
 pub(crate) struct BeamSearch<'a> {
