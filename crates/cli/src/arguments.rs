@@ -1,0 +1,333 @@
+//! The command line: every command and its help text; flags that several commands share are in `shared`.
+
+mod shared;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+
+use crate::output::OutPath;
+
+pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, SamplingArgs};
+use shared::{out_path, positive};
+
+/// Runs vision-language models on your own machine
+///
+/// Describes pictures, answers questions about them, and chats; nothing leaves this machine. A small demo model is
+/// built in, others come from a folder or from the Hugging Face hub (`ocelli pull`).
+#[derive(Debug, Parser)]
+#[command(name = "ocelli", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  ocelli describe photo.jpg
+  ocelli describe photos/ --out captions.csv --model HuggingFaceTB/SmolVLM-256M-Instruct
+  ocelli run --image receipt.png \"What is the total?\"
+  ocelli chat photo.jpg
+
+Exit codes:
+  0    everything worked
+  1    a picture, a prompt or a file failed, or an evaluation did not pass
+  2    the command line cannot be understood
+  3    the model cannot be found, loaded or used for this
+  4    there is not enough memory
+  130  Ctrl-C
+
+Environment:
+  HF_HUB_CACHE, HF_HOME  where models are kept (default: ~/.cache/huggingface/hub)
+  HF_TOKEN               your token for private and gated models
+  HF_ENDPOINT            another hub (default: https://huggingface.co)
+  HF_HUB_OFFLINE         set to 1 to never use the network
+  OCELLI_ISA             instruction set to use: scalar, avx2, avx512 (default: the best there is)
+  OCELLI_HISTORY         file for the history of `ocelli chat`; empty for none
+  NO_COLOR               set to 1 for no colours";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Describe(Box<DescribeArgs>),
+    Run(Box<RunArgs>),
+    Chat(Box<ChatArgs>),
+    Pull(PullArgs),
+    List(ListArgs),
+    Rm(RmArgs),
+    Show(ShowArgs),
+    Eval(Box<EvalArgs>),
+    Completions(CompletionsArgs),
+}
+
+/// Describe pictures, or ask the same question about each of them
+///
+/// One picture: the answer is printed as it comes. Several: one line each, with progress and a summary on standard
+/// error; a picture that fails does not stop the others. Ctrl-C ends the run and keeps what is finished.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli describe photo.jpg
+  ocelli describe photos/ --recursive --out captions.jsonl
+  ocelli describe photos/ --recursive --out captions.jsonl --resume
+  ocelli describe 'scans/*.tif' --prompt \"Read the text.\" --json
+  curl -s https://example.org/cat.png | ocelli describe -
+  ocelli describe cat.png --raw --prompt \"User:<image>What is this?\\nAssistant:\"")]
+pub(crate) struct DescribeArgs {
+    /// Picture files, folders of them, patterns such as 'photos/*.jpg', or `-` for standard input
+    #[arg(value_name = "IMAGE|DIR|GLOB|-", required = true, value_hint = ValueHint::AnyPath)]
+    pub(crate) images: Vec<OsString>,
+
+    /// What to ask about each picture
+    #[arg(short, long, value_name = "TEXT", default_value = "Describe the image.")]
+    pub(crate) prompt: String,
+
+    /// Give the prompt to the model verbatim, without its chat template; `<image>` stands for the picture
+    #[arg(long, requires = "prompt")]
+    pub(crate) raw: bool,
+
+    /// Look into folders inside folders, too
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+
+    /// Write one row per picture to this file: .jsonl, .csv or .md
+    #[arg(short, long, value_name = "FILE", value_parser = out_path(), value_hint = ValueHint::FilePath)]
+    pub(crate) out: Option<OutPath>,
+
+    /// Continue the file of --out: skip the pictures it has answers for, try failed ones again
+    #[arg(long, requires = "out")]
+    pub(crate) resume: bool,
+
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Answer one prompt, with or without pictures
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli run --image chart.png \"Which bar is the tallest?\"
+  ocelli run --image before.png --image after.png \"What changed?\"
+  ocelli run --model Qwen/Qwen2.5-0.5B-Instruct \"Name three rivers.\"
+  ocelli run --model ./my-base-model --raw \"Once upon a time\" --max-tokens 50
+  ocelli run --model Qwen/Qwen2.5-0.5B-Instruct - < prompt.txt")]
+pub(crate) struct RunArgs {
+    /// The prompt; `-` reads it from standard input
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompt: String,
+
+    /// A picture for the prompt; give the flag once for each
+    #[arg(short, long = "image", value_name = "IMAGE|-", value_hint = ValueHint::FilePath)]
+    pub(crate) images: Vec<OsString>,
+
+    /// Give the prompt to the model verbatim, without its chat template; `<image>` stands for each picture
+    #[arg(long)]
+    pub(crate) raw: bool,
+
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Chat with a model, with pictures or without
+///
+/// At the prompt: /image PATH adds a picture to your next message, /clear starts anew, /stats tells about the last
+/// answer, /help lists everything, /quit or Ctrl-D ends. Ctrl-C stops an answer; twice at the prompt, it ends.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli chat photo.jpg
+  ocelli chat --model HuggingFaceTB/SmolVLM-256M-Instruct --system \"Answer in one sentence.\"
+  printf '/image photo.jpg\\nWhat is this?\\n' | ocelli chat")]
+pub(crate) struct ChatArgs {
+    /// Pictures for the first message
+    #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub(crate) images: Vec<OsString>,
+
+    /// What the model should know or be before the first message
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+
+    /// How closely to look at pictures: more tiles are more tokens
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) detail: DetailArg,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Download a model from the Hugging Face hub
+///
+/// Files go to the cache that all tools of that family share. A download that was cut off continues where it stopped,
+/// and every file is checked.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli pull HuggingFaceTB/SmolVLM-256M-Instruct
+  ocelli pull HuggingFaceTB/SmolVLM-256M-Instruct --revision 7e3e67edbbed1bf9888184d9df282b700a323964
+  HF_TOKEN=hf_... ocelli pull my-org/private-model")]
+pub(crate) struct PullArgs {
+    /// The model's id on the hub
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+
+    /// Branch, tag or commit (default: main)
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+
+    /// Print the result as a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List the models on this machine
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli list
+  ocelli list --json")]
+pub(crate) struct ListArgs {
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Delete models from the cache
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli rm HuggingFaceTB/SmolVLM-256M-Instruct")]
+pub(crate) struct RmArgs {
+    /// The models' ids, as `ocelli list` shows them
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<String>,
+}
+
+/// Show what a model is and the memory it will take, without loading it
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli show
+  ocelli show HuggingFaceTB/SmolVLM-256M-Instruct
+  ocelli show ./my-model --json")]
+pub(crate) struct ShowArgs {
+    /// A model's id in the cache, a folder, or `demo` for the built-in model
+    #[arg(value_name = "MODEL", default_value = DEMO, hide_default_value = true, value_hint = ValueHint::DirPath)]
+    pub(crate) model: OsString,
+
+    /// Branch, tag or commit of a model in the cache (default: main)
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+
+    /// Print a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Measure how well a model does
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli eval demo
+  ocelli eval parity fixtures/smolvlm")]
+pub(crate) struct EvalArgs {
+    #[command(subcommand)]
+    pub(crate) command: EvalCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    Demo(EvalDemoArgs),
+    Parity(EvalParityArgs),
+}
+
+/// Ask the built-in model about 500 pictures it has never seen: how many answers are exactly right?
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli eval demo
+  ocelli eval demo --limit 50 --json
+  ocelli eval demo --num-beams 3 --mistakes")]
+pub(crate) struct EvalDemoArgs {
+    /// Ask about the first N pictures only
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) limit: Option<usize>,
+
+    /// Show some wrong answers, too
+    #[arg(long)]
+    pub(crate) mistakes: bool,
+
+    /// Print a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Compare models with recorded results of the reference implementation, tensor by tensor
+///
+/// Each folder holds a checkpoint, `image*.png` (for models that see), `reference.safetensors` and `reference.json`.
+/// Exits with 1 if any comparison fails, and names the first tensor that diverges.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli eval parity fixtures/smolvlm
+  ocelli eval parity fixtures/* --json")]
+pub(crate) struct EvalParityArgs {
+    /// Folders with a checkpoint and its reference
+    #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
+    pub(crate) folders: Vec<PathBuf>,
+
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli completions bash > ~/.local/share/bash-completion/completions/ocelli
+  ocelli completions zsh > ~/.zfunc/_ocelli
+  ocelli completions fish > ~/.config/fish/completions/ocelli.fish")]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// The name of the built-in model.
+pub(crate) const DEMO: &str = "demo";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,170 @@
+//! `ocelli describe`: the same question about every picture.
+
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use ocelli_engine::{Answer, Engine, GenerateOptions};
+
+use crate::arguments::DescribeArgs;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::inputs::{Input, collect};
+use crate::interrupt::Graceful;
+use crate::model;
+use crate::output::OutFile;
+use crate::record::Record;
+use crate::summary::Summary;
+use crate::terminal::{note, one_line, print, print_answer, progress_bar};
+
+pub(crate) fn run(args: &DescribeArgs) -> Outcome {
+    model::generate_options(&args.sampling, None)?;
+    let mut inputs = collect(&args.images, args.recursive)?;
+    inputs.remarks.iter().for_each(|remark| note(&format!("notice: {remark}")));
+    let files = model::find(&args.model.model, args.model.revision.as_deref())?;
+    let out = args.out.as_ref().map(|path| OutFile::open(path, args.resume, files.label())).transpose()?;
+
+    let is_single = matches!(args.images.as_slice(), [only] if inputs.pictures == [Input::single(only)]);
+    let mut summary = Summary::default();
+    let n_found = inputs.pictures.len();
+    if let Some(out) = &out {
+        // What standard input holds is another picture every time.
+        inputs.pictures.retain(|input| *input == Input::Stdin || !out.holds(&input.name()));
+        summary.skipped = n_found - inputs.pictures.len();
+    }
+    if inputs.pictures.is_empty() {
+        note(&summary.to_string());
+        return Ok(Exit::Success);
+    }
+    if !args.answer.json {
+        model::introduce(&args.model.model);
+    }
+    let engine = model::load(&files, &args.model.device)?;
+    model::require(&engine, true, args.raw)?;
+    let options = model::generate_options(&args.sampling, Some(engine.info()))?;
+    let show = match is_single {
+        _ if args.answer.json => Show::Json,
+        true => Show::Stream,
+        false => Show::Lines,
+    };
+    let bar = if is_single { ProgressBar::hidden() } else { progress_bar(inputs.pictures.len(), "images") };
+    Batch { args, engine, options, show, is_single, out, bar, summary }.run(&inputs.pictures)
+}
+
+/// How answers appear on standard output.
+#[derive(Clone, Copy, PartialEq)]
+enum Show {
+    /// Piece by piece.
+    Stream,
+    /// `path: text`.
+    Lines,
+    /// One object per line.
+    Json,
+}
+
+/// A run over some pictures.
+struct Batch<'a> {
+    args: &'a DescribeArgs,
+    engine: Engine,
+    options: GenerateOptions,
+    show: Show,
+    is_single: bool,
+    out: Option<OutFile>,
+    bar: ProgressBar,
+    summary: Summary,
+}
+
+impl Batch<'_> {
+    fn run(mut self, pictures: &[Input]) -> Outcome {
+        let graceful = Graceful::begin();
+        let started = Instant::now();
+        let mut exit = Exit::Success;
+        for (picture_idx, input) in pictures.iter().enumerate() {
+            self.bar.set_message(input.name());
+            let picture_started = Instant::now();
+            let result = self.ask(input, &graceful);
+            if graceful.interrupted() {
+                self.summary.not_done = pictures.len() - picture_idx;
+                break;
+            }
+            match result {
+                Ok(answer) => {
+                    self.summary.succeeded(picture_started.elapsed(), &answer);
+                    self.keep(&input.name(), &answer)?;
+                }
+                Err(Problem::Output(failure)) => return Err(failure),
+                Err(Problem::Picture(failure)) => exit = self.keep_failure(&input.name(), &failure)?,
+            }
+            self.bar.inc(1);
+        }
+        self.bar.finish_and_clear();
+        self.summary.elapsed = started.elapsed();
+        if !self.is_single {
+            note(&self.summary.to_string());
+        }
+        Ok(if graceful.interrupted() { Exit::Interrupted } else { exit })
+    }
+
+    fn ask(&self, input: &Input, graceful: &Graceful) -> Result<Answer, Problem> {
+        let started = Instant::now();
+        let image = input.decode().map_err(|error| Problem::Picture(error.into()))?;
+        let decode_ms = started.elapsed().as_secs_f64() * 1e3;
+        let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
+        let request = model::request(prompt, vec![image], *raw, how.detail.into(), self.options.clone());
+        let mut closed = None;
+        let result = model::answer(&self.engine, request, graceful, |piece| {
+            let printed = if self.show == Show::Stream { print_answer(piece) } else { Ok(()) };
+            printed.inspect_err(|error| closed = Some(error.kind()))
+        });
+        if let Some(kind) = closed {
+            return Err(Problem::Output(std::io::Error::from(kind).into()));
+        }
+        if self.show == Show::Stream && (result.is_ok() || graceful.interrupted()) {
+            print("\n").map_err(|error| Problem::Output(error.into()))?;
+        }
+        let mut answer = result.map_err(Problem::Picture)?;
+        // For the user, the file's decoding is a part of the picture's preparation.
+        answer.timings.preprocess_ms += decode_ms;
+        answer.timings.ttft_ms += decode_ms;
+        Ok(answer)
+    }
+
+    /// Shows an answer and writes its row.
+    fn keep(&mut self, image: &str, answer: &Answer) -> Result<(), Failure> {
+        let record = Record::answered(&[image.to_owned()], &self.engine.info().label, answer);
+        self.bar.suspend(|| match self.show {
+            Show::Stream => Ok(()),
+            Show::Lines => print_answer(&format!("{image}: {}\n", one_line(&answer.text))),
+            Show::Json => print(&format!("{}\n", record.to_json())),
+        })?;
+        let of_image = if self.is_single { String::new() } else { format!("{image}: ") };
+        self.bar.suspend(|| {
+            if let Some(notice) = &answer.notice {
+                note(&format!("notice: {of_image}{notice}"));
+            }
+            if self.args.answer.verbose {
+                model::statistics(answer).iter().for_each(|line| note(&format!("{of_image}{line}")));
+            }
+        });
+        Ok(self.out.as_mut().map_or(Ok(()), |out| out.write(&record))?)
+    }
+
+    /// Notes a picture that failed and writes its row; tells how a run over this picture alone exits.
+    fn keep_failure(&mut self, image: &str, failure: &Failure) -> Outcome {
+        self.summary.failed(image, &failure.text());
+        let record = Record::failed(&[image.to_owned()], &self.engine.info().label, &failure.text());
+        if self.show == Show::Json {
+            self.bar.suspend(|| print(&format!("{}\n", record.to_json())))?;
+        }
+        self.out.as_mut().map_or(Ok(()), |out| out.write(&record))?;
+        // Of several, the summary lists those that failed.
+        let shown = if image == "-" { "standard input" } else { image };
+        Ok(if self.is_single { failure.report_about(shown) } else { Exit::Failed })
+    }
+}
+
+/// Why there is no answer.
+enum Problem {
+    /// Something about this picture; the others go on.
+    Picture(Failure),
+    /// The answers cannot be shown any more.
+    Output(Failure),
+}

@@ -1,0 +1,95 @@
+//! `ocelli eval parity`: is a model what its reference is, tensor by tensor?
+
+use ocelli_engine::parity::{self, ParityReport, ParityRow};
+use serde::Serialize;
+
+use crate::arguments::EvalParityArgs;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::terminal::{Style, print, printable};
+
+/// A folder that cannot be compared is a failure like any other: the rest is still compared.
+pub(crate) fn run(args: &EvalParityArgs) -> Outcome {
+    let mut results = Vec::new();
+    for folder in &args.folders {
+        let checked = parity::check_with(folder, &args.device.options());
+        let result = Compared::new(folder.display().to_string(), checked.map_err(|error| Failure::from(error).text()));
+        if !args.json {
+            print(&result.table(Style::of_stdout()))?;
+        }
+        results.push(result);
+    }
+    let n_passed = results.iter().filter(|result| result.pass).count();
+    if args.json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&results)?))?;
+    } else if results.len() > 1 {
+        print(&format!("{n_passed} of {} passed\n", results.len()))?;
+    }
+    Ok(if n_passed == results.len() { Exit::Success } else { Exit::Failed })
+}
+
+/// The comparison of one folder.
+#[derive(Debug, Serialize)]
+struct Compared {
+    folder: String,
+    pass: bool,
+    /// The first tensor that diverges.
+    first_divergence: Option<String>,
+    rows: Vec<ParityRow>,
+    /// Why nothing could be compared.
+    error: Option<String>,
+}
+
+impl Compared {
+    fn new(folder: String, report: Result<ParityReport, String>) -> Self {
+        match report {
+            Ok(report) => Self {
+                folder,
+                pass: report.passed(),
+                first_divergence: report.first_divergence().map(|row| row.name.clone()),
+                rows: report.rows,
+                error: None,
+            },
+            Err(error) => Self { folder, pass: false, first_divergence: None, rows: Vec::new(), error: Some(error) },
+        }
+    }
+
+    fn table(&self, style: Style) -> String {
+        let mut text = format!("{}\n", printable(&self.folder));
+        if !self.rows.is_empty() {
+            let (config, name) = (width(&self.rows, |row| &row.config), width(&self.rows, |row| &row.name));
+            let columns = [("elements", 9), ("absolute", 9), ("relative", 9), ("tolerance", 9)];
+            let columns = columns.map(|(title, width)| format!("{title:>width$}")).join("  ");
+            text.push_str(&format!(
+                "  {}\n",
+                style.dim(&format!("{:config$}  {:name$}  {columns}", "config", "tensor"))
+            ));
+            text.extend(self.rows.iter().map(|row| line(row, config, name, style)));
+        }
+        let failed = style.error("FAIL");
+        text.push_str(&match (&self.error, &self.first_divergence) {
+            (Some(error), _) => format!("  {failed}: {}\n", printable(error)),
+            (None, Some(tensor)) => format!("  {failed}: the first tensor that diverges is {tensor}\n"),
+            (None, None) if self.pass => format!("  {}\n", style.good("pass")),
+            (None, None) => format!("  {failed}: the folder holds nothing to compare\n"),
+        });
+        text
+    }
+}
+
+/// One row of the table, with its line end.
+fn line(row: &ParityRow, config: usize, name: usize, style: Style) -> String {
+    let verdict = if row.pass { style.good("pass") } else { style.error("FAIL") };
+    let note = row.note.as_ref().map(|note| format!("  {}", printable(note))).unwrap_or_default();
+    let numbers = [row.worst_absolute, row.worst_relative, row.tolerance].map(scientific).join("  ");
+    format!("  {:config$}  {:name$}  {:>9}  {numbers}  {verdict}{note}\n", row.config, row.name, row.elements)
+}
+
+/// 9 characters wide.
+fn scientific(value: f64) -> String {
+    if value == 0.0 { format!("{:>9}", 0) } else { format!("{value:>9.1e}") }
+}
+
+/// Of a column.
+fn width(rows: &[ParityRow], cell: impl Fn(&ParityRow) -> &String) -> usize {
+    rows.iter().map(|row| cell(row).len()).max().unwrap_or_default().max("config".len())
+}

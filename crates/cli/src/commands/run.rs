@@ -1,0 +1,97 @@
+//! `ocelli run`: one prompt, one answer.
+
+use std::io::Read;
+use std::time::Instant;
+
+use anyhow::Context;
+use ocelli_engine::{Answer, Engine};
+use ocelli_processors::Image;
+
+use crate::arguments::RunArgs;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::inputs::Input;
+use crate::interrupt::Graceful;
+use crate::model;
+use crate::record::Record;
+use crate::terminal::{note, print, print_answer};
+
+pub(crate) fn run(args: &RunArgs) -> Outcome {
+    model::generate_options(&args.sampling, None)?;
+    let inputs: Vec<Input> = args.images.iter().map(|image| Input::single(image)).collect();
+    let uses_of_stdin = inputs.iter().filter(|input| **input == Input::Stdin).count() + usize::from(args.prompt == "-");
+    if uses_of_stdin > 1 {
+        return Err(Failure::message(Exit::Usage, "standard input can be read only once"));
+    }
+    let prompt = read_prompt(&args.prompt)?;
+    let files = model::find(&args.model.model, args.model.revision.as_deref())?;
+    let names: Vec<String> = inputs.iter().map(Input::name).collect();
+    let started = Instant::now();
+    // Before the model is loaded: a mistyped path should not cost a minute.
+    let (images, decode_ms) = match decode(&inputs) {
+        Ok(images) => (images, started.elapsed().as_secs_f64() * 1e3),
+        Err(failure) => return fail(args, &names, files.label(), failure),
+    };
+    if !args.answer.json {
+        model::introduce(&args.model.model);
+    }
+    let engine = model::load(&files, &args.model.device)?;
+    model::require(&engine, !images.is_empty(), args.raw)?;
+    match answer(args, &engine, &prompt, images) {
+        Ok(mut answer) => {
+            answer.timings.preprocess_ms += decode_ms;
+            answer.timings.ttft_ms += decode_ms;
+            finish(args, &names, &engine.info().label, &answer)
+        }
+        Err(failure) => fail(args, &names, &engine.info().label, failure),
+    }
+}
+
+fn read_prompt(argument: &str) -> Result<String, Failure> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut prompt = String::new();
+    std::io::stdin().read_to_string(&mut prompt).context("the prompt on standard input")?;
+    // The line end that every editor and `echo` put at the end is not part of the prompt.
+    let end = prompt.trim_end_matches(['\n', '\r']).len();
+    prompt.truncate(end);
+    Ok(prompt)
+}
+
+fn decode(inputs: &[Input]) -> Result<Vec<Image>, Failure> {
+    let decode = |input: &Input| input.decode().map_err(|error| Failure::from(error.context(input.name())));
+    inputs.iter().map(decode).collect()
+}
+
+fn answer(args: &RunArgs, engine: &Engine, prompt: &str, images: Vec<Image>) -> Result<Answer, Failure> {
+    let options = model::generate_options(&args.sampling, Some(engine.info()))?;
+    let request = model::request(prompt, images, args.raw, args.answer.detail.into(), options);
+    let graceful = Graceful::begin();
+    let show = |piece: &str| if args.answer.json { Ok(()) } else { print_answer(piece) };
+    let answer = model::answer(engine, request, &graceful, show)?;
+    Ok(answer)
+}
+
+fn finish(args: &RunArgs, names: &[String], label: &str, answer: &Answer) -> Outcome {
+    if args.answer.json {
+        print(&format!("{}\n", Record::answered(names, label, answer).to_json()))?;
+    } else {
+        print("\n")?;
+    }
+    if let Some(notice) = &answer.notice {
+        note(&format!("notice: {notice}"));
+    }
+    if args.answer.verbose {
+        model::statistics(answer).iter().for_each(|line| note(line));
+    }
+    let cancelled = answer.finish_reason == ocelli_engine::FinishReason::Cancelled;
+    Ok(if cancelled { Exit::Interrupted } else { Exit::Success })
+}
+
+/// With `--json`, what went wrong is also an object on standard output.
+fn fail(args: &RunArgs, names: &[String], label: &str, failure: Failure) -> Outcome {
+    if args.answer.json && !failure.is_closed_pipe() {
+        print(&format!("{}\n", Record::failed(names, label, &failure.text()).to_json()))?;
+    }
+    Err(failure)
+}

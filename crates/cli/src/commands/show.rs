@@ -1,0 +1,169 @@
+//! `ocelli show`: what a model is, from its small files and the headers of its weights.
+
+use ocelli_engine::{GenerationDefaults, ModelInfo};
+use ocelli_formats::{Checkpoint, Config, ModelFiles};
+use serde::Serialize;
+
+use crate::arguments::ShowArgs;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::model;
+use crate::terminal::{bytes, print};
+
+pub(crate) fn run(args: &ShowArgs) -> Outcome {
+    let files = model::find(&args.model, args.revision.as_deref())?;
+    let about = About::read(&files).map_err(|error| Failure::new(Exit::Model, error))?;
+    let text = if args.json { serde_json::to_string(&about)? } else { about.table() };
+    print(&format!("{text}\n"))?;
+    Ok(Exit::Success)
+}
+
+/// What is shown of a model.
+#[derive(Debug, Serialize)]
+struct About {
+    model: String,
+    path: Option<String>,
+    /// `model_type` of its configuration.
+    architecture: String,
+    supported: bool,
+    /// Why it is not supported.
+    reason: Option<String>,
+    parameters: u64,
+    dtype: String,
+    weight_bytes: u64,
+    /// What only supported models tell.
+    #[serde(flatten)]
+    details: Option<Details>,
+}
+
+#[derive(Debug, Serialize)]
+struct Details {
+    title: String,
+    sees_images: bool,
+    context_length: usize,
+    kv_bytes_per_token: usize,
+    /// Weights and the cache of a full context.
+    memory_bytes: u64,
+    generation_defaults: GenerationDefaults,
+}
+
+impl About {
+    /// An architecture that is not supported is an answer here, and no error.
+    fn read(files: &ModelFiles) -> anyhow::Result<Self> {
+        let path = files.path().map(|path| path.display().to_string());
+        match ModelInfo::read(files) {
+            Ok(info) => Ok(Self {
+                model: files.label().to_owned(),
+                path,
+                architecture: info.model_type.clone(),
+                supported: true,
+                reason: None,
+                parameters: info.parameters,
+                dtype: info.dtype.clone(),
+                weight_bytes: info.weight_bytes,
+                details: Some(Details::of(info)),
+            }),
+            Err(ocelli_engine::Error::Models(error)) => Self::unsupported(files, path, &error.to_string()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn unsupported(files: &ModelFiles, path: Option<String>, reason: &str) -> anyhow::Result<Self> {
+        let config = Config::load(files)?;
+        let checkpoint = Checkpoint::open(files)?;
+        let tensors = || checkpoint.names().filter_map(|name| checkpoint.tensor(name));
+        Ok(Self {
+            model: files.label().to_owned(),
+            path,
+            architecture: config.model_type().to_owned(),
+            supported: false,
+            reason: Some(reason.to_owned()),
+            parameters: tensors().map(|tensor| tensor.n_elements() as u64).sum(),
+            dtype: config.torch_dtype().unwrap_or("unknown").to_owned(),
+            weight_bytes: checkpoint.total_bytes() as u64,
+            details: None,
+        })
+    }
+
+    fn table(&self) -> String {
+        let mut rows = vec![("model", self.model.clone())];
+        rows.extend(self.path.clone().filter(|path| *path != self.model).map(|path| ("folder", path)));
+        rows.push(match &self.details {
+            Some(details) => ("architecture", format!("{} ({})", self.architecture, details.title)),
+            None => ("architecture", self.architecture.clone()),
+        });
+        rows.push(match &self.reason {
+            None => ("supported", "yes".to_owned()),
+            Some(reason) => ("supported", format!("no: {reason}")),
+        });
+        rows.push(("parameters", count(self.parameters)));
+        rows.push(("dtype", self.dtype.clone()));
+        rows.push(("weights", bytes(self.weight_bytes)));
+        if let Some(details) = &self.details {
+            rows.extend(details.rows());
+        }
+        let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<13} {value}")).collect();
+        lines.join("\n")
+    }
+}
+
+impl Details {
+    fn of(info: ModelInfo) -> Self {
+        let cache = info.kv_bytes_per_token as u64 * info.context_length as u64;
+        Self {
+            title: info.title,
+            sees_images: info.sees_images,
+            context_length: info.context_length,
+            kv_bytes_per_token: info.kv_bytes_per_token,
+            memory_bytes: info.weight_bytes + cache,
+            generation_defaults: info.generation_defaults,
+        }
+    }
+
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let mut rows = vec![
+            ("sees images", if self.sees_images { "yes" } else { "no" }.to_owned()),
+            (
+                "context",
+                format!("{} tokens, {} of cache each", self.context_length, bytes(self.kv_bytes_per_token as u64)),
+            ),
+            ("memory", format!("{} with a full context", bytes(self.memory_bytes))),
+        ];
+        let defaults = &self.generation_defaults;
+        let recommended: Vec<String> = [
+            defaults.temperature.map(|value| format!("--temperature {value}")),
+            defaults.top_k.map(|value| format!("--top-k {value}")),
+            defaults.top_p.map(|value| format!("--top-p {value}")),
+            defaults.min_p.map(|value| format!("--min-p {value}")),
+            defaults.repetition_penalty.map(|value| format!("--repetition-penalty {value}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if defaults.do_sample && !recommended.is_empty() {
+            rows.push(("recommended", format!("{} (--model-defaults)", recommended.join(" "))));
+        }
+        rows
+    }
+}
+
+/// 256.5 M, 1.5 B.
+fn count(parameters: u64) -> String {
+    match parameters as f64 {
+        n if n >= 1e9 => format!("{:.2} B", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} M", n / 1e6),
+        n if n >= 1e3 => format!("{:.1} k", n / 1e3),
+        _ => parameters.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_read_well() {
+        assert_eq!(count(999), "999");
+        assert_eq!(count(134_515_008), "134.5 M");
+        assert_eq!(count(7_615_616_512), "7.62 B");
+    }
+}

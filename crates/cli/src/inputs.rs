@@ -1,0 +1,250 @@
+//! From the arguments of a command to the pictures they stand for: files, folders, patterns and standard input.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{ErrorKind, Read, stdin};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use glob::MatchOptions;
+use ocelli_processors::{Image, ImageLimits, decode_image};
+
+use crate::exit::{Exit, Failure};
+
+/// Where a picture comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Input {
+    /// Bytes of standard input.
+    Stdin,
+    /// A file, which need not exist.
+    File(PathBuf),
+}
+
+/// The pictures found, and remarks on arguments that gave none.
+#[derive(Debug, Default)]
+pub(crate) struct Inputs {
+    pub(crate) pictures: Vec<Input>,
+    pub(crate) remarks: Vec<String>,
+}
+
+impl Input {
+    /// A picture named by the user, where patterns and folders make no sense.
+    pub(crate) fn single(argument: &OsStr) -> Self {
+        if argument == "-" { Self::Stdin } else { Self::File(PathBuf::from(argument)) }
+    }
+
+    /// What to call it in results and messages.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Stdin => "-".into(),
+            Self::File(path) => path.to_string_lossy().into_owned(),
+        }
+    }
+
+    /// Reads and decodes the picture.
+    ///
+    /// # Errors
+    /// The reason, without the name.
+    pub(crate) fn decode(&self) -> anyhow::Result<Image> {
+        let limits = ImageLimits::default();
+        Ok(decode_image(&self.read(limits.max_bytes)?, &limits)?)
+    }
+
+    /// At most one byte more than `limit`: enough for the decoder to refuse what is longer.
+    fn read(&self, limit: u64) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        match self {
+            Self::Stdin => stdin().lock().take(limit + 1).read_to_end(&mut bytes).context("standard input")?,
+            Self::File(path) if path.is_dir() => anyhow::bail!("this is a folder, not a picture"),
+            Self::File(path) => File::open(path).map_err(plain)?.take(limit + 1).read_to_end(&mut bytes)?,
+        };
+        Ok(bytes)
+    }
+}
+
+/// The system's error without its number.
+fn plain(error: std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::NotFound => anyhow::anyhow!("no such file"),
+        ErrorKind::PermissionDenied => anyhow::anyhow!("permission denied"),
+        _ => error.into(),
+    }
+}
+
+/// Finds the pictures that the arguments stand for, in their order, each once; those of a folder sorted by name.
+///
+/// # Errors
+/// A folder that cannot be read, a malformed pattern, or arguments that give no picture at all.
+pub(crate) fn collect(arguments: &[OsString], recursive: bool) -> Result<Inputs, Failure> {
+    let mut inputs = Inputs::default();
+    let mut has_folders_inside = false;
+    for argument in arguments {
+        let path = Path::new(argument);
+        if argument == "-" {
+            inputs.pictures.push(Input::Stdin);
+        } else if path.is_dir() {
+            let found = Folder::read(path, recursive)?;
+            has_folders_inside |= found.skipped_folders;
+            inputs.add(found.pictures, || format!("no pictures in {}", path.display()));
+        } else if let Some(pattern) = as_pattern(path) {
+            let found = matches(pattern, recursive)?;
+            inputs.add(found, || format!("nothing matches {pattern}"));
+        } else {
+            inputs.pictures.push(Input::File(path.to_path_buf()));
+        }
+    }
+    let mut seen = HashSet::new();
+    inputs.pictures.retain(|input| seen.insert(input.clone()));
+    if inputs.pictures.is_empty() {
+        let hint = if has_folders_inside {
+            "add --recursive to look into the folders inside it".to_owned()
+        } else {
+            format!("files ending in {} count as pictures", EXTENSIONS.join(", "))
+        };
+        return Err(Failure::message(Exit::Failed, inputs.remarks.join("; ")).with_hint(hint));
+    }
+    Ok(inputs)
+}
+
+impl Inputs {
+    fn add(&mut self, found: Vec<PathBuf>, remark: impl FnOnce() -> String) {
+        if found.is_empty() {
+            self.remarks.push(remark());
+        }
+        self.pictures.extend(found.into_iter().map(Input::File));
+    }
+}
+
+/// The argument as a pattern, if it is one: nothing of that name exists, and it holds `*`, `?` or `[`.
+fn as_pattern(path: &Path) -> Option<&str> {
+    path.to_str().filter(|text| text.contains(['*', '?', '[']) && path.symlink_metadata().is_err())
+}
+
+/// The files that match, and the pictures in the folders that match, sorted.
+fn matches(pattern: &str, recursive: bool) -> Result<Vec<PathBuf>, Failure> {
+    // As in a shell, `*` leaves hidden files out.
+    let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
+    let paths = glob::glob_with(pattern, options)
+        .map_err(|error| Failure::message(Exit::Usage, format!("{pattern} is not a valid pattern: {}", error.msg)))?;
+    let mut found = Vec::new();
+    // What cannot be looked into matches nothing, as in a shell.
+    for path in paths.flatten() {
+        if path.is_dir() {
+            found.extend(Folder::read(&path, recursive)?.pictures);
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// What a folder holds.
+#[derive(Default)]
+struct Folder {
+    pictures: Vec<PathBuf>,
+    /// Whether there are folders inside that were not looked into.
+    skipped_folders: bool,
+}
+
+impl Folder {
+    fn read(path: &Path, recursive: bool) -> Result<Self, Failure> {
+        let mut folder = Self::default();
+        let entries = || -> std::io::Result<Vec<PathBuf>> {
+            let mut entries =
+                std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
+            entries.sort();
+            Ok(entries)
+        };
+        let entries = entries().map_err(plain).with_context(|| path.display().to_string())?;
+        for entry in entries.into_iter().filter(|entry| !is_hidden(entry)) {
+            if !entry.is_dir() {
+                folder.pictures.extend(is_picture(&entry).then_some(entry));
+            } else if recursive && !entry.is_symlink() {
+                // Links to folders are left alone: they may lead in circles.
+                folder.pictures.extend(Self::read(&entry, true)?.pictures);
+            } else {
+                folder.skipped_folders = true;
+            }
+        }
+        Ok(folder)
+    }
+}
+
+/// Names with a dot in front, among them the `._picture.jpg` files that macOS leaves on foreign disks.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+fn is_picture(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+}
+
+const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("inner")).unwrap();
+        for name in ["b.PNG", "a.jpg", "notes.txt", "._a.jpg", "inner/c.webp"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        folder
+    }
+
+    /// Names of the pictures, relative to the folder.
+    fn names(folder: &Path, arguments: &[&str], recursive: bool) -> Result<Vec<String>, String> {
+        let arguments: Vec<OsString> = arguments.iter().map(|name| folder.join(name).into_os_string()).collect();
+        let inputs = collect(&arguments, recursive).map_err(|failure| failure.text())?;
+        let relative = |input: &Input| match input {
+            Input::File(path) => path.strip_prefix(folder).unwrap().display().to_string(),
+            Input::Stdin => "-".into(),
+        };
+        Ok(inputs.pictures.iter().map(relative).collect())
+    }
+
+    #[test]
+    fn folders_are_sorted_and_hold_pictures_only() {
+        let folder = folder();
+        assert_eq!(names(folder.path(), &[""], false).unwrap(), ["a.jpg", "b.PNG"]);
+        assert_eq!(names(folder.path(), &[""], true).unwrap(), ["a.jpg", "b.PNG", "inner/c.webp"]);
+    }
+
+    #[test]
+    fn patterns_that_no_shell_expanded() {
+        let folder = folder();
+        assert_eq!(names(folder.path(), &["*.jpg"], false).unwrap(), ["a.jpg"]);
+        assert_eq!(names(folder.path(), &["inn*"], false).unwrap(), ["inner/c.webp"]);
+        assert!(names(folder.path(), &["*.gif"], false).unwrap_err().starts_with("nothing matches"));
+        assert!(names(folder.path(), &["a[.jpg"], false).unwrap_err().contains("not a valid pattern"));
+        std::fs::write(folder.path().join("x[1].png"), "").unwrap();
+        assert_eq!(names(folder.path(), &["x[1].png"], false).unwrap(), ["x[1].png"], "a file of that very name");
+    }
+
+    #[test]
+    fn every_picture_comes_once_and_missing_ones_are_kept_for_the_report() {
+        let folder = folder();
+        assert_eq!(names(folder.path(), &["b.PNG", "", "gone.png"], false).unwrap(), ["b.PNG", "a.jpg", "gone.png"]);
+        let input = Input::File(folder.path().join("gone.png"));
+        assert_eq!(input.decode().unwrap_err().to_string(), "no such file");
+        assert_eq!(
+            Input::File(folder.path().into()).decode().unwrap_err().to_string(),
+            "this is a folder, not a picture"
+        );
+    }
+
+    #[test]
+    fn nothing_to_do_comes_with_advice() {
+        let folder = folder();
+        std::fs::remove_file(folder.path().join("a.jpg")).unwrap();
+        std::fs::remove_file(folder.path().join("b.PNG")).unwrap();
+        let arguments = [folder.path().as_os_str().to_owned()];
+        let failure = collect(&arguments, false).unwrap_err();
+        assert_eq!(failure.text(), format!("no pictures in {}", folder.path().display()));
+        assert!(format!("{failure:?}").contains("--recursive"));
+    }
+}

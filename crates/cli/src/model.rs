@@ -1,0 +1,173 @@
+//! From `--model` to a model that answers.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ocelli_engine::{Answer, Engine, Event, GenerateOptions, Input, ModelInfo, Request, demo};
+use ocelli_formats::{ModelFiles, hub_cache};
+use ocelli_processors::{ChatOptions, Content, Detail, Image, Message};
+
+use crate::arguments::{DEMO, DeviceArgs, SamplingArgs};
+use crate::exit::{Exit, Failure, exit_of};
+use crate::interrupt::Graceful;
+use crate::terminal::{draw_target, remark, word};
+
+/// Finds a model: `demo`, a folder, or an id in the cache.
+///
+/// # Errors
+/// When there is no such model, or its folder is not one.
+pub(crate) fn find(model: &OsStr, revision: Option<&str>) -> Result<ModelFiles, Failure> {
+    if model == DEMO {
+        return Ok(demo::files());
+    }
+    let found = match model.to_str() {
+        Some(text) => hub_cache::resolve_model(text, revision),
+        // No model id, but it may well be a folder.
+        None => ModelFiles::open(Path::new(model)),
+    };
+    found.map_err(|error| Failure::new(Exit::Model, error))
+}
+
+/// Loads a model.
+///
+/// # Errors
+/// When it is not supported, broken, or too large for the memory.
+pub(crate) fn load(files: &ModelFiles, device: &DeviceArgs) -> Result<Engine, Failure> {
+    let spinner = ProgressBar::with_draw_target(None, draw_target());
+    spinner.set_style(ProgressStyle::with_template("{spinner} loading {msg}").expect("the template is a constant"));
+    spinner.set_message(files.label().to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let loaded = Engine::load(files, &device.options());
+    spinner.finish_and_clear();
+    loaded.map_err(|error| Failure::new(exit_of(&error, Exit::Model), error))
+}
+
+/// Tells somebody at a terminal what they can expect of the built-in model.
+pub(crate) fn introduce(model: &OsStr) {
+    if model == DEMO {
+        remark("demo model: it knows coloured shapes and short text; `ocelli pull ID` and --model ID for others");
+    }
+}
+
+/// Checks that the model can be asked at all, so that a run over many pictures fails once and not for each.
+///
+/// # Errors
+/// When pictures are given to a text model, or a message to one without a chat template.
+pub(crate) fn require(engine: &Engine, sees: bool, raw: bool) -> Result<(), Failure> {
+    let info = engine.info();
+    if sees && !engine.processor().has_images() {
+        let message = format!("{} ({}) is a text model: it cannot see images", info.label, info.model_type);
+        return Err(Failure::message(Exit::Model, message).with_hint("ask it with `ocelli run`, without pictures"));
+    }
+    if !raw && !engine.processor().has_chat_template() {
+        let error = ocelli_processors::Error::NoChatTemplate { label: info.label.clone() };
+        return Err(Failure::new(Exit::Model, error));
+    }
+    Ok(())
+}
+
+/// The options of the flags, completed with the model's own where the user wishes so.
+///
+/// # Errors
+/// When values are out of range or contradict each other.
+pub(crate) fn generate_options(args: &SamplingArgs, info: Option<&ModelInfo>) -> Result<GenerateOptions, Failure> {
+    let options = match info {
+        Some(info) if args.model_defaults => args.options().with_defaults_of(&info.generation_defaults),
+        _ => args.options(),
+    };
+    options.validate().map_err(|error| Failure::message(Exit::Usage, as_flags(&error)))?;
+    Ok(options)
+}
+
+/// The engine's message with the names of its options as the flags they are here.
+fn as_flags(error: &ocelli_engine::Error) -> String {
+    let flag = |text: &str| {
+        let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
+        format!("--{} {rest}", name.replace('_', "-")).trim_end().to_owned()
+    };
+    match error {
+        ocelli_engine::Error::InvalidOption { name, value, expected } => {
+            format!("{} is {value}, expected {}", flag(name), expected.replace("max_tokens", "--max-tokens"))
+        }
+        ocelli_engine::Error::OptionConflict { first, second } => {
+            format!("{} cannot be used together with {}", flag(first), flag(second))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// One prompt with its pictures as a request: verbatim, or as a user's message.
+pub(crate) fn request(
+    prompt: &str,
+    images: Vec<Image>,
+    raw: bool,
+    detail: Detail,
+    options: GenerateOptions,
+) -> Request {
+    let input = if raw {
+        Input::Raw { text: prompt.to_owned(), images, detail }
+    } else {
+        let pictures = images.iter().map(|_| Content::Image);
+        let content = pictures.chain([Content::Text(prompt.to_owned())]).collect();
+        let messages = vec![Message { role: "user".to_owned(), content }];
+        Input::Chat { messages, images, options: ChatOptions { detail, ..ChatOptions::answer() } }
+    };
+    Request { input, options }
+}
+
+/// Answers a request, handing every piece of text on as it comes. Ctrl-C ends the answer. To a chat's answer the
+/// space that many models begin with belongs to the prompt: it is left out.
+///
+/// # Errors
+/// Whatever went wrong with the request, or with handing the text on.
+pub(crate) fn answer(
+    engine: &Engine,
+    request: Request,
+    graceful: &Graceful,
+    mut on_text: impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<Answer, Failure> {
+    let mut at_start = matches!(request.input, Input::Chat { .. });
+    let trim = |text: &str, at_start: bool| if at_start { text.trim_start().to_owned() } else { text.to_owned() };
+    let is_chat = at_start;
+    let generation = engine.submit(request);
+    graceful.watch(generation.cancel_handle());
+    for event in generation {
+        match event? {
+            Event::Started { .. } => {}
+            Event::Text { piece, .. } => {
+                let piece = trim(&piece, at_start);
+                at_start &= piece.is_empty();
+                on_text(&piece)?;
+            }
+            Event::Done(answer) => return Ok(Answer { text: trim(&answer.text, is_chat), ..answer }),
+        }
+    }
+    Err(ocelli_engine::Error::Stopped.into())
+}
+
+/// Sizes, token counts and timings of an answer, for people; one line each.
+pub(crate) fn statistics(answer: &Answer) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for image in &answer.images {
+        let ([width, height], [seen_width, seen_height]) = (image.image_size, image.resized_to);
+        let smaller = if seen_width * seen_height < width * height { " (reduced)" } else { "" };
+        let tokens = image.vision_tokens;
+        lines.push(format!(
+            "image {width}x{height}, seen as {seen_width}x{seen_height}{smaller}: {tokens} vision tokens"
+        ));
+    }
+    let Answer { prompt_tokens, completion_tokens, timings: t, .. } = answer;
+    let mut counts = format!("{prompt_tokens} prompt tokens, {completion_tokens} generated, ended by ");
+    counts.push_str(&word(answer.finish_detail).replace('_', " "));
+    counts.extend(answer.seed.map(|seed| format!(", seed {seed}")));
+    counts.extend(answer.score.map(|score| format!(", score {score:.3}")));
+    lines.push(counts);
+    lines.push(format!(
+        "load {:.0} ms, preprocess {:.1} ms, vision {:.1} ms, prefill {:.1} ms, first token {:.1} ms, decode {:.1} ms \
+         ({:.1} tokens/s)",
+        t.load_ms, t.preprocess_ms, t.vision_ms, t.prefill_ms, t.ttft_ms, t.decode_ms, t.tokens_per_second
+    ));
+    lines
+}

@@ -1,0 +1,318 @@
+//! The file behind `--out`: one row per picture, written and flushed as soon as the picture is done.
+//!
+//! Rows are appended, so a run that is killed leaves everything it finished. `--resume` reads the rows back, drops
+//! what was cut off and what had failed, and leaves the pictures of the remaining rows out.
+
+mod csv;
+mod jsonl;
+mod markdown;
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::exit::{Exit, Failure};
+use crate::record::Record;
+
+/// How the rows are written; the file's ending decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Jsonl,
+    Csv,
+    Markdown,
+}
+
+/// A file with a known ending, the value of `--out`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OutPath {
+    path: PathBuf,
+    format: Format,
+}
+
+/// The open file.
+pub(crate) struct OutFile {
+    file: File,
+    out: OutPath,
+    /// Names of the pictures that need not be done again.
+    done: HashSet<String>,
+}
+
+/// What a row says when it is read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Row {
+    image: String,
+    model: String,
+    failed: bool,
+}
+
+/// What a file held before this run.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    /// Rows that are whole and hold an answer, with the text they are written as.
+    rows: Vec<(Row, String)>,
+    /// Whether there is something else that has to go: failures, or a row that was cut off.
+    dirty: bool,
+}
+
+impl OutPath {
+    /// # Errors
+    /// For an ending that is no format of ours.
+    pub(crate) fn parse(path: PathBuf) -> Result<Self, String> {
+        let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
+        let format = match extension.as_deref() {
+            Some("jsonl" | "ndjson") => Format::Jsonl,
+            Some("csv") => Format::Csv,
+            Some("md" | "markdown") => Format::Markdown,
+            _ => return Err("the file must end in .jsonl, .csv or .md".into()),
+        };
+        Ok(Self { path, format })
+    }
+}
+
+impl OutFile {
+    /// Opens the file for appending. With `resume` the answers it holds are kept, and the pictures they belong to are
+    /// those for which [`OutFile::holds`] is true.
+    ///
+    /// # Errors
+    /// When the file has content and `resume` is false, when its content is that of another model or no rows of ours,
+    /// or when it cannot be read or written.
+    pub(crate) fn open(out: &OutPath, resume: bool, model: &str) -> Result<Self, Failure> {
+        let shown = || out.path.display().to_string();
+        let before = match std::fs::read(&out.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(anyhow::Error::from(error).context(shown()).into()),
+        };
+        // A head without rows is what a run leaves that fails at once: nothing is lost with it.
+        if !out.format.head().as_bytes().starts_with(&before) && !resume {
+            let failure = Failure::message(Exit::Failed, format!("{} exists and is not empty", shown()));
+            return Err(failure.with_hint("add --resume to continue it, or choose another file"));
+        }
+        let held = out.format.read(&String::from_utf8_lossy(&before)).map_err(|reason| {
+            let failure = Failure::message(Exit::Failed, format!("{} cannot be resumed: {reason}", shown()));
+            failure.with_hint("choose another file for --out")
+        })?;
+        if let Some((row, _)) = held.rows.iter().find(|(row, _)| row.model != model) {
+            let message = format!("{} holds answers of {}, this run would add those of {model}", shown(), row.model);
+            return Err(
+                Failure::message(Exit::Failed, message).with_hint("use the same --model, or another --out file")
+            );
+        }
+        if held.rows.is_empty() || held.dirty {
+            out.rewrite(&held).with_context(shown)?;
+        }
+        let file = OpenOptions::new().append(true).open(&out.path).with_context(shown)?;
+        let done = held.rows.into_iter().map(|(row, _)| row.image).collect();
+        Ok(Self { file, out: out.clone(), done })
+    }
+
+    /// Whether the file already held an answer about this picture.
+    pub(crate) fn holds(&self, image: &str) -> bool {
+        self.done.contains(image)
+    }
+
+    /// Appends a row.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn write(&mut self, record: &Record) -> anyhow::Result<()> {
+        let row = self.out.format.row(record, &self.out.path);
+        let written = self.file.write_all(row.as_bytes()).and_then(|()| self.file.flush());
+        written.with_context(|| self.out.path.display().to_string())
+    }
+}
+
+impl OutPath {
+    /// Puts the head and the held rows in place of the file, all at once.
+    fn rewrite(&self, held: &Held) -> std::io::Result<()> {
+        let mut text = self.format.head().to_owned();
+        text.extend(held.rows.iter().map(|(_, written)| written.as_str()));
+        if held.rows.is_empty() {
+            // Nothing to lose, and the file may be something that cannot be replaced, such as a named pipe.
+            return std::fs::write(&self.path, text);
+        }
+        let mut partial = self.path.clone().into_os_string();
+        partial.push(".partial");
+        std::fs::write(&partial, text)?;
+        std::fs::rename(&partial, &self.path)
+    }
+}
+
+impl Format {
+    /// What a file begins with.
+    fn head(self) -> &'static str {
+        match self {
+            Self::Jsonl => "",
+            Self::Csv => csv::HEAD,
+            Self::Markdown => markdown::HEAD,
+        }
+    }
+
+    /// A row with its line end.
+    fn row(self, record: &Record, file: &Path) -> String {
+        match self {
+            Self::Jsonl => format!("{}\n", record.to_json()),
+            Self::Csv => csv::row(record),
+            Self::Markdown => markdown::row(record, file.parent().unwrap_or(Path::new(""))),
+        }
+    }
+
+    /// Reads a file of this format.
+    ///
+    /// # Errors
+    /// Why it cannot be one of ours.
+    fn read(self, text: &str) -> Result<Held, String> {
+        let Some(rows) = text.strip_prefix(self.head()) else {
+            // A head that was cut off, or an empty file.
+            let is_ours = self.head().starts_with(text);
+            let dirty = !text.is_empty();
+            return if is_ours { Ok(Held { dirty, ..Held::default() }) } else { Err("it begins differently".into()) };
+        };
+        let mut held = Held::default();
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let parsed = match self {
+                Self::Jsonl => jsonl::next(rest)?,
+                Self::Csv => csv::next(rest)?,
+                Self::Markdown => markdown::next(rest)?,
+            };
+            let Some((row, length)) = parsed else {
+                held.dirty = true;
+                break;
+            };
+            let (written, after) = rest.split_at(length);
+            if row.failed {
+                held.dirty = true;
+            } else {
+                held.rows.push((row, written.to_owned()));
+            }
+            rest = after;
+        }
+        Ok(held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::OneOrMany;
+
+    const FORMATS: [(Format, &str); 3] =
+        [(Format::Jsonl, "out.jsonl"), (Format::Csv, "out.csv"), (Format::Markdown, "out.md")];
+
+    /// A record whose name and text need quoting in every format.
+    fn answered(image: &str) -> Record {
+        let failed = Record::failed(&[image.into()], "org/model", "");
+        Record {
+            text: Some("a \"quoted\", | piped\n\\ answer *of* two lines".into()),
+            image_size: OneOrMany::One([640, 480]),
+            error: None,
+            ..failed
+        }
+    }
+
+    fn failed(image: &str) -> Record {
+        Record::failed(&[image.into()], "org/model", "broken, \"really\"\nso | it is")
+    }
+
+    fn file(name: &str, records: &[Record]) -> (tempfile::TempDir, OutPath) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = OutPath::parse(folder.path().join(name)).unwrap();
+        let mut out = OutFile::open(&path, false, "org/model").unwrap();
+        for record in records {
+            out.write(record).unwrap();
+        }
+        (folder, path)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for (format, name) in FORMATS {
+            let names = ["a.png", "b | c, \"d\".png", "dir/e_[1]*`<f>`.png", "ü\n&amp;.png", " x .png"];
+            let records: Vec<Record> = names.iter().map(|name| answered(name)).collect();
+            let (_folder, path) = file(name, &records);
+            let held = format.read(&std::fs::read_to_string(&path.path).unwrap()).unwrap();
+            let read: Vec<&str> = held.rows.iter().map(|(row, _)| row.image.as_str()).collect();
+            assert_eq!(read, names, "{name}");
+            assert!(held.rows.iter().all(|(row, _)| row.model == "org/model" && !row.failed), "{name}");
+            assert!(!held.dirty, "{name}");
+        }
+    }
+
+    #[test]
+    fn resuming_drops_failures_and_a_row_that_was_cut_off() {
+        for (_, name) in FORMATS {
+            let (_folder, path) = file(name, &[answered("a.png"), failed("b.png"), answered("c.png")]);
+            let whole = std::fs::read_to_string(&path.path).unwrap();
+            let (_other, expected) = file(name, &[answered("a.png")]);
+            for cut in 1..20 {
+                std::fs::write(&path.path, &whole[..whole.len() - cut]).unwrap();
+                let out = OutFile::open(&path, true, "org/model").unwrap();
+                assert!(out.holds("a.png") && !out.holds("b.png") && !out.holds("c.png"), "{name} cut by {cut}");
+                let (left, right) = (std::fs::read(&path.path).unwrap(), std::fs::read(&expected.path).unwrap());
+                assert_eq!(left, right, "{name} cut by {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_can_be_resumed_and_ends_as_if_never_cut() {
+        for (_, name) in FORMATS {
+            let records = [answered("a.png"), answered("b.png")];
+            let (_folder, path) = file(name, &records);
+            let whole = std::fs::read(&path.path).unwrap();
+            for length in 0..=whole.len() {
+                std::fs::write(&path.path, &whole[..length]).unwrap();
+                let mut out = OutFile::open(&path, true, "org/model").unwrap();
+                for record in &records {
+                    if !out.holds(record.image_name()) {
+                        out.write(record).unwrap();
+                    }
+                }
+                assert_eq!(std::fs::read(&path.path).unwrap(), whole, "{name} cut to {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_with_content_is_not_touched_without_resume() {
+        let (_folder, path) = file("out.csv", &[answered("a.png")]);
+        let error = OutFile::open(&path, false, "org/model").err().unwrap();
+        assert!(error.text().ends_with("exists and is not empty"));
+        let error = OutFile::open(&path, true, "org/other").err().unwrap();
+        assert!(error.text().ends_with("holds answers of org/model, this run would add those of org/other"));
+    }
+
+    #[test]
+    fn a_head_without_rows_is_no_content() {
+        for (_, name) in FORMATS {
+            let (_folder, path) = file(name, &[]);
+            let mut again = OutFile::open(&path, false, "org/model").unwrap();
+            again.write(&answered("a.png")).unwrap();
+            let (_other, expected) = file(name, &[answered("a.png")]);
+            assert_eq!(std::fs::read(&path.path).unwrap(), std::fs::read(&expected.path).unwrap());
+        }
+    }
+
+    #[test]
+    fn files_of_somebody_else_are_not_resumed() {
+        for (_, name) in FORMATS {
+            let folder = tempfile::tempdir().unwrap();
+            let path = OutPath::parse(folder.path().join(name)).unwrap();
+            std::fs::write(&path.path, "dear diary,\ntoday\n").unwrap();
+            assert!(OutFile::open(&path, true, "m").err().unwrap().text().contains("cannot be resumed"), "{name}");
+            assert_eq!(std::fs::read_to_string(&path.path).unwrap(), "dear diary,\ntoday\n");
+        }
+    }
+
+    #[test]
+    fn the_ending_decides() {
+        assert_eq!(OutPath::parse("a.JSONL".into()).unwrap().format, Format::Jsonl);
+        for bad in ["a.txt", "a", "a.json", ".csv"] {
+            assert!(OutPath::parse(bad.into()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The JSON object that `describe` and `run` print, one per picture or prompt.
+
+use ocelli_engine::{Answer, FinishReason, Timings};
+use serde::Serialize;
+
+/// One result. The fields, their names and their order are a promise to scripts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Record {
+    /// The picture's path as given, `-` for standard input; a list when there are several, nothing when there is none.
+    pub(crate) image: OneOrMany<String>,
+    pub(crate) model: String,
+    pub(crate) text: Option<String>,
+    pub(crate) token_ids: Option<Vec<u32>>,
+    pub(crate) finish_reason: Option<FinishReason>,
+    /// Width and height of the picture as given, in pixels.
+    pub(crate) image_size: OneOrMany<[usize; 2]>,
+    /// Width and height that the model saw.
+    pub(crate) resized_to: OneOrMany<[usize; 2]>,
+    pub(crate) vision_tokens: Option<usize>,
+    pub(crate) prompt_tokens: Option<usize>,
+    pub(crate) completion_tokens: Option<usize>,
+    pub(crate) timings: Option<Timings>,
+    /// Why there is no answer.
+    pub(crate) error: Option<String>,
+}
+
+/// `null`, a value, or a list of two and more.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum OneOrMany<T> {
+    None(()),
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> FromIterator<T> for OneOrMany<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        let mut items: Vec<T> = items.into_iter().collect();
+        match items.len() {
+            0 => Self::None(()),
+            1 => Self::One(items.remove(0)),
+            _ => Self::Many(items),
+        }
+    }
+}
+
+impl Record {
+    /// The record of an answer.
+    pub(crate) fn answered(images: &[String], model: &str, answer: &Answer) -> Self {
+        Self {
+            image: images.iter().cloned().collect(),
+            model: model.to_owned(),
+            text: Some(answer.text.clone()),
+            token_ids: Some(answer.token_ids.clone()),
+            finish_reason: Some(answer.finish_reason),
+            image_size: answer.images.iter().map(|image| image.image_size).collect(),
+            resized_to: answer.images.iter().map(|image| image.resized_to).collect(),
+            vision_tokens: Some(answer.vision_tokens),
+            prompt_tokens: Some(answer.prompt_tokens),
+            completion_tokens: Some(answer.completion_tokens),
+            timings: Some(rounded(answer.timings)),
+            error: None,
+        }
+    }
+
+    /// The record of a failure.
+    pub(crate) fn failed(images: &[String], model: &str, error: &str) -> Self {
+        Self {
+            image: images.iter().cloned().collect(),
+            model: model.to_owned(),
+            text: None,
+            token_ids: None,
+            finish_reason: None,
+            image_size: OneOrMany::None(()),
+            resized_to: OneOrMany::None(()),
+            vision_tokens: None,
+            prompt_tokens: None,
+            completion_tokens: None,
+            timings: None,
+            error: Some(error.to_owned()),
+        }
+    }
+
+    /// The object on one line, without its end.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a record holds nothing that JSON cannot hold")
+    }
+
+    /// The picture's name, where there is one.
+    pub(crate) fn image_name(&self) -> &str {
+        match &self.image {
+            OneOrMany::One(name) => name,
+            _ => "",
+        }
+    }
+}
+
+/// To the microsecond: more digits are noise.
+fn rounded(timings: Timings) -> Timings {
+    let round = |value: f64| (value * 1e3).round() / 1e3;
+    Timings {
+        load_ms: round(timings.load_ms),
+        preprocess_ms: round(timings.preprocess_ms),
+        vision_ms: round(timings.vision_ms),
+        prefill_ms: round(timings.prefill_ms),
+        decode_ms: round(timings.decode_ms),
+        ttft_ms: round(timings.ttft_ms),
+        tokens_per_second: round(timings.tokens_per_second),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_has_its_image_its_model_and_its_error_only() {
+        let record = Record::failed(&["a.png".into()], "demo", "no such file");
+        assert_eq!(
+            record.to_json(),
+            r#"{"image":"a.png","model":"demo","text":null,"token_ids":null,"finish_reason":null,"image_size":null,"resized_to":null,"vision_tokens":null,"prompt_tokens":null,"completion_tokens":null,"timings":null,"error":"no such file"}"#
+        );
+    }
+
+    #[test]
+    fn several_pictures_are_a_list() {
+        let record = Record::failed(&["a".into(), "b".into()], "m", "e");
+        assert!(record.to_json().starts_with(r#"{"image":["a","b"],"#));
+        assert!(Record::failed(&[], "m", "e").to_json().starts_with(r#"{"image":null,"#));
+    }
+}

@@ -1,0 +1,185 @@
+//! What depends on where the output goes: colours, progress bars, and characters that must not reach a terminal.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Colours, or none.
+#[derive(Clone, Copy)]
+pub(crate) struct Style {
+    colours: bool,
+}
+
+impl Style {
+    /// Colours where standard error is a terminal and nobody objects.
+    pub(crate) fn of_stderr() -> Self {
+        Self { colours: stderr().is_terminal() && wants_colours(|name| std::env::var_os(name)) }
+    }
+
+    /// Colours where standard output is a terminal and nobody objects.
+    pub(crate) fn of_stdout() -> Self {
+        Self { colours: stdout().is_terminal() && wants_colours(|name| std::env::var_os(name)) }
+    }
+
+    pub(crate) fn error(self, text: &str) -> String {
+        self.paint("1;31", text)
+    }
+
+    pub(crate) fn hint(self, text: &str) -> String {
+        self.paint("36", text)
+    }
+
+    pub(crate) fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// `NO_COLOR` of any content, or a terminal that cannot.
+fn wants_colours(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> bool {
+    let is_set = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !is_set && variable("TERM").is_none_or(|term| term != OsStr::new("dumb"))
+}
+
+/// A progress bar on standard error; hidden where that is no terminal.
+pub(crate) fn progress_bar(total: usize, unit: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total as u64), draw_target());
+    let template = format!("{{bar:24}} {{pos}}/{{len}} {unit}  {{speed}}  {{remaining}}  {{wide_msg}}");
+    let style = ProgressStyle::with_template(&template).expect("the template is a constant");
+    let style = style
+        .with_key("speed", move |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = out.write_str(&speed(state.per_sec(), state.pos(), unit));
+        })
+        .with_key("remaining", |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = out.write_str(&remaining(state.eta(), state.pos()));
+        });
+    bar.set_style(style.progress_chars("=> "));
+    // Drawn at once, and again while a slow model is busy with one item.
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+/// Standard error where it is a terminal that can move its cursor, nothing otherwise.
+pub(crate) fn draw_target() -> ProgressDrawTarget {
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == OsStr::new("dumb"));
+    if stderr().is_terminal() && !dumb { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
+
+fn speed(per_second: f64, done: u64, unit: &str) -> String {
+    match per_second {
+        _ if done == 0 => String::new(),
+        fast if fast >= 1.0 => format!("{fast:.1} {unit}/s"),
+        slow if slow > 0.0 => format!("{:.1} s/{}", 1.0 / slow, unit.trim_end_matches('s')),
+        _ => String::new(),
+    }
+}
+
+fn remaining(left: Duration, done: u64) -> String {
+    if done == 0 { String::new() } else { format!("ETA {}", indicatif::HumanDuration(left)) }
+}
+
+/// Writes to standard output at once.
+///
+/// # Errors
+/// When the reader has gone.
+pub(crate) fn print(text: &str) -> std::io::Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Writes text of a model to standard output at once, harmless where that is a terminal.
+///
+/// # Errors
+/// When the reader has gone.
+pub(crate) fn print_answer(text: &str) -> std::io::Result<()> {
+    if stdout().is_terminal() { print(&printable(text)) } else { print(text) }
+}
+
+/// The word that JSON has for a value.
+pub(crate) fn word(value: impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Writes a line to standard error. Nobody is left to tell if that fails.
+pub(crate) fn note(line: &str) {
+    drop(writeln!(stderr(), "{}", printable(line)));
+}
+
+/// Writes a remark for people to standard error; nothing where that is no terminal.
+pub(crate) fn remark(line: &str) {
+    if stderr().is_terminal() {
+        drop(writeln!(stderr(), "{}", Style::of_stderr().dim(&printable(line))));
+    }
+}
+
+/// The text without control characters: a model's answer, or a file's name, must not steer the terminal.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let is_harmful = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(is_harmful) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.chars().map(|c| if is_harmful(c) { char::REPLACEMENT_CHARACTER } else { c }).collect())
+}
+
+/// The text as one line.
+pub(crate) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Bytes in the unit that reads best.
+pub(crate) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit_idx = 0;
+    while value >= 1024.0 && unit_idx + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit_idx += 1;
+    }
+    if unit_idx == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit_idx]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_color_and_dumb_terminals_are_respected() {
+        let with = |set: &'static [(&str, &str)]| {
+            wants_colours(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()))
+        };
+        assert!(with(&[("TERM", "xterm")]));
+        assert!(with(&[("NO_COLOR", "")]), "an empty value counts as unset, says no-color.org");
+        assert!(!with(&[("NO_COLOR", "1")]));
+        assert!(!with(&[("TERM", "dumb")]));
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\r\x07"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}");
+        assert_eq!(printable("line\n\tä"), "line\n\tä");
+        assert_eq!(one_line(" a\n b\t c "), "a b c");
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3 << 30), "3.0 GiB");
+        assert_eq!(speed(2.5, 1, "images"), "2.5 images/s");
+        assert_eq!(speed(0.5, 1, "images"), "2.0 s/image");
+        assert_eq!(speed(0.0, 0, "images"), "");
+        assert_eq!(remaining(Duration::from_secs(75), 1), "ETA 75 seconds");
+    }
+}

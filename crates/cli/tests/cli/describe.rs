@@ -1,0 +1,177 @@
+//! `ocelli describe`: one picture, many pictures, and pictures that fail.
+
+use std::io::Read;
+
+use crate::support::{Scratch, picture};
+
+#[test]
+fn one_picture_is_one_answer() {
+    let scratch = Scratch::with_pictures();
+    let ran = scratch.run(["describe", "pics/a.png"]);
+    let text = ran.ok();
+    assert!(text.ends_with('\n') && text.trim().len() > 3 && !text.starts_with(' '), "{ran:?}");
+    assert_eq!(ran.stderr, "");
+    // The same picture from standard input is the same picture.
+    assert_eq!(scratch.run_with_input(["describe", "-"], &picture()).ok(), text);
+    // The default is greedy, so it is the same every time, with any number of threads.
+    assert_eq!(scratch.run(["describe", "pics/a.png", "--threads", "1"]).ok(), text);
+}
+
+#[test]
+fn the_json_object_has_exactly_the_promised_fields() {
+    let scratch = Scratch::with_pictures();
+    let ran = scratch.run(["describe", "pics/a.png", "--json", "--max-tokens", "4"]);
+    ran.ok();
+    let keys: Vec<&str> = ran.stdout.match_indices("\":").map(|(end, _)| before(&ran.stdout, end)).collect();
+    let expected = [
+        "image",
+        "model",
+        "text",
+        "token_ids",
+        "finish_reason",
+        "image_size",
+        "resized_to",
+        "vision_tokens",
+        "prompt_tokens",
+        "completion_tokens",
+        "timings",
+        "load_ms",
+        "preprocess_ms",
+        "vision_ms",
+        "prefill_ms",
+        "decode_ms",
+        "ttft_ms",
+        "tokens_per_second",
+        "error",
+    ];
+    assert_eq!(keys, expected);
+    let object = &ran.objects()[0];
+    assert_eq!(object["image"], "pics/a.png");
+    assert_eq!(object["model"], "demo");
+    assert_eq!(object["finish_reason"], "length");
+    assert_eq!(object["image_size"], serde_json::json!([384, 384]));
+    assert_eq!(object["completion_tokens"], 4);
+    assert_eq!(object["token_ids"].as_array().unwrap().len(), 4);
+    assert!(object["vision_tokens"].as_u64() < object["prompt_tokens"].as_u64());
+    assert!(object["timings"]["ttft_ms"].as_f64() > Some(0.0));
+    assert!(object["error"].is_null());
+}
+
+/// The name in front of its closing quote.
+fn before(text: &str, end: usize) -> &str {
+    &text[text[..end].rfind('"').unwrap() + 1..end]
+}
+
+#[test]
+fn a_bad_file_does_not_stop_the_others() {
+    let scratch = Scratch::with_pictures();
+    let ran = scratch.run(["describe", "pics", "gone.png"]);
+    assert_eq!(ran.code, 1);
+    let images: Vec<&str> = ran.stdout.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(images, ["pics/a.png", "pics/c.png"]);
+    assert!(ran.stderr.starts_with("2 succeeded, 2 failed in "), "{ran:?}");
+    for part in ["latency per image: mean ", ", median ", ", p95 ", ", min ", ", max ", " tokens/s"] {
+        assert!(ran.stderr.contains(part), "{part} in {ran:?}");
+    }
+    let failures = ran.stderr.split("failed:\n").nth(1).unwrap();
+    assert!(failures.starts_with("  pics/b.png: "), "{ran:?}");
+    assert!(failures.ends_with("  gone.png: no such file\n"), "{ran:?}");
+}
+
+#[test]
+fn a_batch_in_json_has_an_object_for_every_picture() {
+    let scratch = Scratch::with_pictures();
+    let ran = scratch.run(["describe", "pics", "--json"]);
+    assert_eq!(ran.code, 1);
+    let objects = ran.objects();
+    assert_eq!(objects.len(), 3);
+    assert!(objects[1]["error"].is_string() && objects[1]["text"].is_null());
+    assert_eq!(objects[1].as_object().unwrap().len(), 12);
+    let alone = scratch.run(["describe", "pics/c.png", "--json"]);
+    assert_eq!(objects[2]["token_ids"], alone.objects()[0]["token_ids"], "other pictures change nothing");
+}
+
+#[test]
+fn folders_patterns_and_sorting() {
+    let scratch = Scratch::with_pictures();
+    scratch.write("pics/inner/d.png", &picture());
+    let images = |arguments: &[&str]| -> Vec<String> {
+        let ran = scratch.run(["describe", "--max-tokens", "1", "--json"].iter().chain(arguments));
+        ran.objects().iter().map(|object| object["image"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(images(&["pics"]), ["pics/a.png", "pics/b.png", "pics/c.png"]);
+    assert_eq!(images(&["pics", "--recursive"]), ["pics/a.png", "pics/b.png", "pics/c.png", "pics/inner/d.png"]);
+    assert_eq!(images(&["pics/[ac].png"]), ["pics/a.png", "pics/c.png"]);
+    assert_eq!(images(&["pics/c.png", "pics/*.png"]), ["pics/c.png", "pics/a.png", "pics/b.png"]);
+}
+
+#[test]
+fn sampling_is_repeatable_and_beams_work() {
+    let scratch = Scratch::with_pictures();
+    let sampled = |seed| {
+        let arguments = ["describe", "pics/a.png", "--temperature", "2", "--top-k", "50", "--seed", seed];
+        scratch.run(arguments).ok().to_owned()
+    };
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+    scratch.run(["describe", "pics/a.png", "--num-beams", "3", "--max-tokens", "8"]).ok();
+}
+
+#[test]
+fn verbose_tells_sizes_and_times_on_standard_error() {
+    let scratch = Scratch::with_pictures();
+    let ran = scratch.run(["describe", "pics/a.png", "-v", "--temperature", "1", "--seed", "3"]);
+    ran.ok();
+    for part in ["image 384x384, seen as 128x128 (reduced): 64 vision tokens", "seed 3", "prefill", "tokens/s"] {
+        assert!(ran.stderr.contains(part), "{part} in {ran:?}");
+    }
+}
+
+#[test]
+fn an_empty_answer_is_told() {
+    let scratch = Scratch::with_pictures();
+    let whole = scratch.run(["describe", "pics/a.png"]);
+    let ran = scratch.run(["describe", "pics/a.png", "--stop", &whole.ok()[..1]]);
+    assert_eq!(ran.ok(), "\n");
+    assert_eq!(ran.stderr, "notice: the answer began with a stop string\n");
+}
+
+#[test]
+fn a_raw_prompt_needs_no_chat_template() {
+    let scratch = Scratch::with_pictures();
+    let model = scratch.copy_fixture("smolvlm");
+    let arguments = ["describe", "pics/a.png", "--raw", "--max-tokens", "3", "--json", "--model"];
+    let prompt = ["--prompt", "User:<image>what is it?<end_of_utterance>\nAssistant:"];
+    let ran = scratch
+        .run(arguments.map(Into::into).into_iter().chain([model.into_os_string()]).chain(prompt.map(Into::into)));
+    ran.ok();
+    assert_eq!(ran.objects()[0]["completion_tokens"], 3);
+    let ran = scratch.run(["describe", "pics/a.png", "--raw", "--prompt", "no place for a picture"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("the prompt has places for 0 image(s), but 1 were given"), "{ran:?}");
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let scratch = Scratch::with_pictures();
+    for idx in 0..20 {
+        scratch.write(&format!("many/{idx:02}.png"), &picture());
+    }
+    let mut child = scratch.command(["describe", "many", "--max-tokens", "2"]).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 4]).unwrap();
+    drop(stdout);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn there_are_no_colours_in_a_pipe() {
+    let scratch = Scratch::with_pictures();
+    for variables in [&[][..], &[("NO_COLOR", "1")], &[("TERM", "xterm-256color")]] {
+        let output =
+            scratch.command(["describe", "pics", "gone.png"]).envs(variables.iter().copied()).output().unwrap();
+        assert!(!output.stderr.contains(&0x1b) && !output.stdout.contains(&0x1b), "{variables:?} {output:?}");
+    }
+}

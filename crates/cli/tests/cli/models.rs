@@ -1,0 +1,76 @@
+//! `ocelli show`, `list` and `rm`.
+
+use std::path::PathBuf;
+
+use crate::support::{Scratch, repository};
+
+/// A model in the scratch folder's cache, with real files.
+fn cached(scratch: &Scratch) -> PathBuf {
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let model = scratch.path().join("hub/models--tiny--qwen2");
+    let snapshot = model.join("snapshots").join(commit);
+    std::fs::create_dir_all(snapshot.parent().unwrap()).unwrap();
+    std::fs::rename(scratch.copy_fixture("qwen2"), &snapshot).unwrap();
+    scratch.write("hub/models--tiny--qwen2/refs/main", commit.as_bytes());
+    model
+}
+
+#[test]
+fn the_built_in_model_is_shown() {
+    let scratch = Scratch::new();
+    let ran = scratch.run(["show"]);
+    for part in ["model         demo\n", "supported     yes\n", "sees images   yes\n", "MiB with a full context\n"] {
+        assert!(ran.ok().contains(part), "{part} in {ran:?}");
+    }
+}
+
+#[test]
+fn a_model_is_shown_without_loading_it() {
+    let scratch = Scratch::new();
+    let folder = repository("fixtures/qwen2");
+    let ran = scratch.run(["show", "--json", folder.to_str().unwrap()]);
+    ran.ok();
+    let about = &ran.objects()[0];
+    assert_eq!(about["architecture"], "qwen2");
+    assert_eq!(about["dtype"], "f32");
+    assert_eq!(about["sees_images"], false);
+    let (weights, cache) = (about["weight_bytes"].as_u64().unwrap(), about["kv_bytes_per_token"].as_u64().unwrap());
+    let expected = weights + cache * about["context_length"].as_u64().unwrap();
+    assert_eq!(about["memory_bytes"].as_u64(), Some(expected));
+    assert_eq!(about["parameters"].as_u64(), Some(weights / 4));
+}
+
+#[test]
+fn an_unsupported_model_is_shown_as_such() {
+    let scratch = Scratch::new();
+    scratch.copy_fixture("qwen2");
+    let config = scratch.read("qwen2/config.json").replace("\"qwen2\"", "\"mamba9\"");
+    scratch.write("qwen2/config.json", config.as_bytes());
+    let ran = scratch.run(["show", "qwen2"]);
+    let expected = "supported     no: architecture mamba9 is not supported; supported are idefics3, ";
+    assert!(ran.ok().contains(expected), "{ran:?}");
+    assert!(ran.stdout.contains("parameters    101.6 k\n"), "{ran:?}");
+}
+
+#[test]
+fn models_in_the_cache_are_listed_used_and_removed() {
+    let scratch = Scratch::new();
+    assert_eq!(scratch.run(["list"]).ok(), "");
+    assert_eq!(scratch.run(["list", "--json"]).ok(), "[]\n");
+    let folder = cached(&scratch);
+    let listed = scratch.run(["list"]);
+    assert!(listed.ok().contains("tiny/qwen2") && listed.stdout.contains("main (0123456)"), "{listed:?}");
+    let json = scratch.run(["list", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(json.ok()).unwrap();
+    assert_eq!(json[0]["id"], "tiny/qwen2");
+    let ran = scratch.run(["run", "--model", "tiny/qwen2", "--raw", "hello", "--max-tokens", "2", "--json"]);
+    ran.ok();
+    assert_eq!(ran.objects()[0]["model"], "tiny/qwen2");
+    let ran = scratch.run(["run", "--model", "tiny/qwen2", "--revision", "v9", "--raw", "hello"]);
+    assert_eq!(ran.code, 3);
+    assert!(ran.stderr.contains("not at revision `v9`"), "{ran:?}");
+    let removed = scratch.run(["rm", "tiny/qwen2"]);
+    removed.ok();
+    assert!(removed.stderr.starts_with("removed tiny/qwen2, ") && !folder.exists(), "{removed:?}");
+    assert_eq!(scratch.run(["rm", "tiny/qwen2"]).code, 3);
+}
