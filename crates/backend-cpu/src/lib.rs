@@ -49,9 +49,12 @@ pub enum Error {
     /// The wish for an instruction set cannot be met.
     #[error(transparent)]
     Isa(#[from] ocelli_kernels::Error),
-    /// Somebody has to compute.
-    #[error("threads=0: at least one thread is needed")]
-    NoThreads,
+    /// Somebody has to compute, and no machine has a use for more threads than this.
+    #[error("threads={threads}: 1 to {MAX_THREADS} are possible")]
+    ThreadCount {
+        /// How many were asked for.
+        threads: usize,
+    },
     /// The system refused to start a thread.
     #[error("cannot start {threads} threads")]
     Spawn {
@@ -70,8 +73,8 @@ impl CpuBackend {
     pub fn new(options: CpuOptions) -> Result<Self, Error> {
         let kernels = Kernels::select(options.isa.as_deref())?;
         let threads = options.threads.unwrap_or_else(topology::physical_cores);
-        if threads == 0 {
-            return Err(Error::NoThreads);
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(Error::ThreadCount { threads });
         }
         let threads = ThreadPool::new(threads).map_err(|source| Error::Spawn { threads, source })?;
         Ok(Self { shared: Arc::new(Shared { kernels, threads, buffers: Arc::default() }) })
@@ -88,6 +91,9 @@ impl CpuBackend {
     }
 }
 
+/// The system's own limits show themselves by ending the process.
+const MAX_THREADS: usize = 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,7 +101,7 @@ mod tests {
     #[test]
     fn impossible_options_are_errors() {
         let error = CpuBackend::new(CpuOptions { threads: Some(0), isa: None }).err().unwrap();
-        assert_eq!(error.to_string(), "threads=0: at least one thread is needed");
+        assert_eq!(error.to_string(), "threads=0: 1 to 1024 are possible");
         let error = CpuBackend::new(CpuOptions { threads: None, isa: Some("altivec".into()) }).err().unwrap();
         assert!(matches!(error, Error::Isa(_)), "{error}");
         let source = std::io::Error::other("enough");

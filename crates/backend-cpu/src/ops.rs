@@ -51,7 +51,8 @@ impl Backend for CpuBackend {
         };
         let kernels = self.shared.kernels;
         let scratch_len = kernels.matmul_scratch_len(rows, inputs);
-        let parts = MatrixMut::new(&mut out, rows).tiles(rows, self.columns_per_part(outputs));
+        let (part_rows, part_columns) = part_of_product(self.shared.threads.len(), rows, outputs);
+        let parts = MatrixMut::new(&mut out, rows).tiles(part_rows, part_columns);
         self.split(rows * inputs * outputs, parts, |part| {
             with_scratch(scratch_len, |scratch| kernels.matmul(&problem, part, scratch));
         });
@@ -256,11 +257,22 @@ impl CpuBackend {
         });
         blocks
     }
+}
 
-    /// Columns of a matrix product that a thread takes at a time: several parts per thread, whole cache lines each.
-    fn columns_per_part(&self, outputs: usize) -> usize {
-        outputs.div_ceil(self.shared.threads.len() * 4).next_multiple_of(16)
+/// Rows and columns of a matrix product that a thread takes at a time: several parts per thread.
+///
+/// Few rows are never split: every part would read the same weights. Many rows are, rather than having parts so narrow
+/// that they read all of x for a few columns.
+fn part_of_product(threads: usize, rows: usize, outputs: usize) -> (usize, usize) {
+    const NARROWEST: usize = 96;
+    const LOWEST: usize = 48;
+    let parts = 4 * threads;
+    let columns = outputs.div_ceil(parts).next_multiple_of(16);
+    if rows < 2 * LOWEST || columns >= NARROWEST {
+        return (rows, columns);
     }
+    let row_parts = parts.div_ceil(outputs.div_ceil(NARROWEST));
+    (rows.div_ceil(row_parts).next_multiple_of(12).max(LOWEST), NARROWEST)
 }
 
 /// Work below this many multiplications takes less time than waking a thread up.
@@ -297,4 +309,160 @@ fn with_scratch(len: usize, compute: impl FnOnce(&mut [f32])) {
         }
         compute(&mut scratch.values_mut()[..len]);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use ocelli_formats::Dtype;
+    use ocelli_testkit::Random;
+
+    use super::*;
+    use crate::CpuOptions;
+
+    const HIDDEN: usize = 192;
+    const HEADS: usize = 6;
+    const KV_HEADS: usize = 2;
+
+    fn backend(threads: usize) -> CpuBackend {
+        CpuBackend::new(CpuOptions { threads: Some(threads), isa: None }).unwrap()
+    }
+
+    /// Something like a decoder layer over several sequences, large enough that threads share its work.
+    struct Layer {
+        up: CpuWeight,
+        down: CpuWeight,
+        kv_proj: CpuWeight,
+        norm: Vec<f32>,
+    }
+
+    impl Layer {
+        fn new(backend: &CpuBackend) -> Self {
+            let mut random = Random::new(1);
+            let mut weight = |outputs: usize, inputs: usize| {
+                let halves = (0..outputs * inputs).map(|_| half_of(random.value() * 0.1));
+                let bytes: Vec<u8> = halves.flat_map(u16::to_le_bytes).collect();
+                let data = TensorData::new(Dtype::BF16, vec![outputs, inputs], bytes.into()).unwrap();
+                backend.weight(data).unwrap()
+            };
+            let kv_width = HIDDEN / HEADS * KV_HEADS;
+            let (up, down, kv_proj) = (weight(500, HIDDEN), weight(HIDDEN, 500), weight(kv_width, HIDDEN));
+            Self { up, down, kv_proj, norm: Random::new(2).values(HIDDEN) }
+        }
+
+        /// Fresh sequences of these lengths; rows one after another.
+        fn forward(&self, backend: &CpuBackend, x: &[f32], lengths: &[usize]) -> Vec<f32> {
+            let rows: usize = lengths.iter().sum();
+            let (mut spans, mut slots, mut next_block) = (Vec::new(), Vec::new(), 0);
+            for &length in lengths {
+                let blocks: Vec<usize> = (next_block..next_block + length.div_ceil(BLOCK_TOKENS)).collect();
+                slots.extend(next_block * BLOCK_TOKENS..next_block * BLOCK_TOKENS + length);
+                next_block += blocks.len();
+                let first = spans.last().map_or(0, |span: &Span| span.rows.end);
+                spans.push(Span { rows: first..first + length, past: 0, blocks });
+            }
+            let head_dim = HIDDEN / HEADS;
+            let (x, norm) = (backend.upload(x), backend.upload(&self.norm));
+            // The same for all rows: a sequence must not see at which row of a batch it begins.
+            let angles = backend.upload(&Random::new(3).values(head_dim / 2).repeat(rows));
+            let normed = backend.rms_norm(&x, &norm, 1e-5);
+            let normed = backend.layer_norm(&normed, &norm, &norm, 1e-5);
+            let k = backend.linear(&normed, rows, &self.kv_proj, Epilogue::none());
+            let mut kv = backend.kv_blocks(KV_HEADS, head_dim);
+            backend.kv_write(&mut kv, &k, &k, &slots);
+            let q = backend.rope(&normed, HEADS, head_dim, &angles, &angles);
+            let attended = backend.attention_cached(&q, HEADS, &kv, &spans, 0.2);
+            let up = Epilogue { bias: None, activation: Activation::GeluTanh, residual: None };
+            let up = backend.linear(&attended, rows, &self.up, up);
+            let gated = backend.silu_mul(&up, &up);
+            let down = Epilogue { bias: None, activation: Activation::None, residual: Some(&x) };
+            backend.download(&backend.linear(&gated, rows, &self.down, down))
+        }
+    }
+
+    fn half_of(value: f32) -> u16 {
+        (value.to_bits() >> 16) as u16
+    }
+
+    #[test]
+    fn results_do_not_depend_on_threads() {
+        let lengths = [70, 1, 33];
+        let x = Random::new(4).values(104 * HIDDEN);
+        let expected = Layer::new(&backend(1)).forward(&backend(1), &x, &lengths);
+        for threads in [2, 3, 7] {
+            let backend = backend(threads);
+            let layer = Layer::new(&backend);
+            for _ in 0..5 {
+                assert_eq!(layer.forward(&backend, &x, &lengths), expected, "{threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sequence_alone_equals_itself_in_a_batch() {
+        let lengths = [3, 40, 1, 9, 64];
+        let backend = backend(2);
+        let layer = Layer::new(&backend);
+        let x = Random::new(5).values(lengths.iter().sum::<usize>() * HIDDEN);
+        let together = layer.forward(&backend, &x, &lengths);
+        let mut first = 0;
+        for length in lengths {
+            let values = first * HIDDEN..(first + length) * HIDDEN;
+            let alone = layer.forward(&backend, &x[values.clone()], &[length]);
+            assert_eq!(alone, together[values], "the sequence of {length}");
+            first += length;
+        }
+    }
+
+    #[test]
+    fn a_repeated_forward_allocates_no_buffers() {
+        let backend = backend(2);
+        let layer = Layer::new(&backend);
+        let x = Random::new(6).values(80 * HIDDEN);
+        layer.forward(&backend, &x, &[80]);
+        let before = backend.shared.buffers.allocations();
+        for _ in 0..3 {
+            layer.forward(&backend, &x, &[80]);
+        }
+        assert_eq!(backend.shared.buffers.allocations(), before);
+    }
+
+    #[test]
+    fn a_panic_in_an_operation_leaves_the_backend_usable() {
+        let backend = backend(2);
+        let layer = Layer::new(&backend);
+        let x = Random::new(7).values(64 * HIDDEN);
+        let expected = layer.forward(&backend, &x, &[64]);
+        let mut kv = backend.kv_blocks(KV_HEADS, 32);
+        let q = backend.upload(&x);
+        backend.kv_write(&mut kv, &backend.upload(&[0.0; 64]), &backend.upload(&[0.0; 64]), &[0]);
+        // The table names a block that nobody wrote.
+        let spans = [Span { rows: 0..64, past: 0, blocks: vec![0, 9] }];
+        let result = catch_unwind(AssertUnwindSafe(|| backend.attention_cached(&q, HEADS, &kv, &spans, 1.0)));
+        assert!(result.is_err());
+        assert_eq!(layer.forward(&backend, &x, &[64]), expected);
+    }
+
+    #[test]
+    fn parts_of_a_product_suit_its_shape() {
+        // Decode: whole rows, so that weights are read once.
+        assert_eq!(part_of_product(2, 1, 1536), (1, 192));
+        assert_eq!(part_of_product(16, 8, 576), (8, 16));
+        // Vision on many threads: rows are split before columns get narrow.
+        assert_eq!(part_of_product(2, 1024, 768), (1024, 96));
+        assert_eq!(part_of_product(16, 1024, 768), (132, 96));
+        assert_eq!(part_of_product(64, 100, 64), (48, 96));
+    }
+
+    #[test]
+    fn no_rows_give_no_rows() {
+        let backend = backend(1);
+        let layer = Layer::new(&backend);
+        let nothing = backend.upload(&[]);
+        assert!(backend.linear(&nothing, 0, &layer.up, Epilogue::none()).is_empty());
+        assert!(backend.gather_rows(&nothing, HIDDEN, &[]).is_empty());
+        let kv = backend.kv_blocks(KV_HEADS, 32);
+        assert!(backend.attention_cached(&nothing, HEADS, &kv, &[], 1.0).is_empty());
+    }
 }

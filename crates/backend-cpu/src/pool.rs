@@ -143,6 +143,8 @@ impl<'a> Region<'a> {
         let mut state = lock(&shared.state);
         state.job = Some(Job(job));
         state.seats = seats;
+        // If the caller's own part panicked last time, nobody has taken the others' panics.
+        state.panic = None;
         shared.jobs.fetch_add(1, Ordering::Release);
         let anybody_sleeps = state.sleeping > 0;
         drop(state);
@@ -281,6 +283,16 @@ mod tests {
             let sum = AtomicUsize::new(0);
             pool.for_each(0..10, |item| _ = sum.fetch_add(item, Ordering::Relaxed));
             assert_eq!(sum.into_inner(), 45);
+        }
+    }
+
+    #[test]
+    fn panics_of_all_threads_at_once_do_not_reach_the_next_caller() {
+        let pool = ThreadPool::new(4).unwrap();
+        for _ in 0..ROUNDS.min(30) {
+            let all = || pool.for_each(0..40, |item| panic!("item {item}"));
+            assert!(catch_unwind(AssertUnwindSafe(all)).is_err());
+            pool.for_each(0..40, |_| {});
         }
     }
 

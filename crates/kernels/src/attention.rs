@@ -25,11 +25,11 @@ use crate::view::MatrixMut;
 /// Tokens per block.
 pub const BLOCK_TOKENS: usize = 32;
 
-/// Tiles of queries that meet a block while it is in the first-level cache: four, fewer if their scores would fill
-/// more than 128 KiB of the second-level cache.
-fn batch_tiles(tile_rows: usize, seen: usize) -> usize {
-    (32 * 1024 / (tile_rows * seen).max(1)).clamp(1, 4)
-}
+/// Tiles of queries that meet a block while it is in the first-level cache.
+const BATCH_TILES: usize = 4;
+
+/// Scores of such a batch, unless those of one tile are more: 128 KiB of the second-level cache.
+const BATCH_SCORES: usize = 32 * 1024;
 
 /// Sizes of a block of keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,10 +136,11 @@ impl Attend<'_> {
 }
 
 impl Kernels {
-    /// Scratch values that [`Self::attend`] needs when no row sees more than `keys`.
+    /// Scratch values that [`Self::attend`] needs when no row sees more than `keys`; no fewer than for fewer keys.
     pub fn attend_scratch_len(&self, keys: usize, layout: KvLayout) -> usize {
-        let seen = keys.next_multiple_of(BLOCK_TOKENS);
-        batch_tiles(self.tile_rows, seen) * self.tile_rows * (seen + layout.padded_dim())
+        let scores_of_tile = self.tile_rows * keys.next_multiple_of(BLOCK_TOKENS);
+        let scores = scores_of_tile.max(BATCH_SCORES.min(BATCH_TILES * scores_of_tile));
+        scores + BATCH_TILES * self.tile_rows * layout.padded_dim()
     }
 
     /// Attention of the rows of `out` (a part of a matrix `[rows, H × D]`); its columns are the heads that share one
@@ -184,7 +185,7 @@ pub(crate) fn attend<S: Simd>(simd: S, problem: &Attend<'_>, mut out: MatrixMut<
         kv_head: out.columns().start / (problem.group() * head_dim),
     };
     let longest = problem.visible(rows.end - 1).next_multiple_of(BLOCK_TOKENS);
-    let batch = batch_tiles(S::TILE_ROWS, longest) * S::TILE_ROWS;
+    let batch = (BATCH_SCORES / (S::TILE_ROWS * longest)).clamp(1, BATCH_TILES) * S::TILE_ROWS;
     for first in (0..part.queries).step_by(batch) {
         let queries = first..part.queries.min(first + batch);
         let seen = part.visible(queries.end - 1).next_multiple_of(BLOCK_TOKENS);
@@ -294,10 +295,15 @@ fn block_scores<S: Simd, const R: usize, const C: usize>(
     let mut sums = [[simd.splat(0.0); C]; R];
     for d in 0..keys.len() {
         let (of_tokens, _) = S::chunks(&keys[d]);
+        let mut element = [simd.splat(0.0); R];
         for r in 0..R {
-            let element = simd.splat(q[r][d]);
-            for c in 0..C {
-                sums[r][c] = simd.mul_add(element, simd.load(&of_tokens[c]), sums[r][c]);
+            element[r] = simd.splat(q[r][d]);
+        }
+        // One register of keys at a time: R·C sums, R elements and it are all the registers there are.
+        for c in 0..C {
+            let key = simd.load(&of_tokens[c]);
+            for r in 0..R {
+                sums[r][c] = simd.mul_add(element[r], key, sums[r][c]);
             }
         }
     }
@@ -352,16 +358,20 @@ fn block_values<S: Simd, const R: usize, const C: usize>(
         }
     }
     let tokens = weights[0].len();
+    let mut weights = weights;
+    for weights in &mut weights {
+        *weights = &weights[..tokens];
+    }
     for token in 0..tokens {
         let value = &values[token * registers + register..][..C];
-        let mut of_token = [simd.splat(0.0); C];
-        for c in 0..C {
-            of_token[c] = simd.load(&value[c]);
-        }
+        let mut weight = [simd.splat(0.0); R];
         for r in 0..R {
-            let weight = simd.splat(weights[r][token]);
-            for c in 0..C {
-                in_flight[r][c] = simd.mul_add(weight, of_token[c], in_flight[r][c]);
+            weight[r] = simd.splat(weights[r][token]);
+        }
+        for c in 0..C {
+            let of_token = simd.load(&value[c]);
+            for r in 0..R {
+                in_flight[r][c] = simd.mul_add(weight[r], of_token, in_flight[r][c]);
             }
         }
     }
@@ -418,6 +428,7 @@ pub(crate) mod tests {
                 (7, 64, 6, 1, 16),
                 (33, 33, 2, 2, 80),
                 (2, 300, 4, 4, 128),
+                (30, 1400, 1, 1, 16),
             ];
             let cases = |(rows, tokens, heads, kv_heads, head_dim)| {
                 [true, false].map(|is_causal| Self::new(rows, tokens, heads, kv_heads, head_dim, is_causal))
@@ -506,6 +517,15 @@ pub(crate) mod tests {
             for rubbish in [f32::NAN, f32::INFINITY, 3e38] {
                 assert_eq!(bits(&case.run(kernels, case.rows, rubbish)), clean, "{rubbish}");
             }
+        }
+    }
+
+    #[test]
+    fn scratch_for_more_keys_serves_fewer() {
+        for kernels in Kernels::available() {
+            let layout = KvLayout { kv_heads: 1, head_dim: 72 };
+            let sizes: Vec<usize> = (1..20_000).map(|keys| kernels.attend_scratch_len(keys, layout)).collect();
+            assert!(sizes.is_sorted());
         }
     }
 

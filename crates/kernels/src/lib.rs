@@ -1,7 +1,7 @@
 //! Arithmetic on slices: every operation that a model needs, once, for every instruction set.
 //!
 //! How it is built (after the `memchr` crate and `fearless_simd`): an algorithm is written once, generic over the
-//! trait [`simd::Simd`]; each instruction set is a folder that implements the trait with its own intrinsics and
+//! trait `Simd`; each instruction set is a folder that implements the trait with its own intrinsics and
 //! enrols all algorithms in one row of the dispatch table [`Kernels`], chosen once per process. A value of a `Simd`
 //! type proves that the processor has the instruction set, so algorithms are safe code; what is `unsafe` are loads,
 //! stores, intrinsics behind that proof, calls through the table and the strided view [`MatrixMut`].

@@ -14,8 +14,8 @@
 //! - *Few rows* (decode, beams): weights are read once from memory and converted in registers. What limits is the
 //!   memory; a single row takes 8 columns at a time so that enough sums are in flight.
 //! - *Many rows*: a panel of columns is converted to float32 in scratch memory that stays in the second-level cache
-//!   ([`PANEL_COLUMNS`]), and every tile of rows runs over it, block by block, so that its part of x (6 rows × 768 × 4 B =
-//!   18 KiB) stays in the first-level cache and the panel is what streams (4 of 10 loads).
+//!   ([`PANEL_COLUMNS`]), one block of elements at a time, and every tile of rows runs over it: its part of x (6 rows ×
+//!   768 × 4 B = 18 KiB) stays in the first-level cache and the panel is what streams (4 of 10 loads).
 //!
 //! Measurements are in `docs/perf-log.md`.
 
@@ -98,8 +98,15 @@ impl Kernels {
 /// Elements of `in` after which lanes are added; a multiple of all lane counts.
 const BLOCK: usize = 768;
 
-/// Columns of a panel of converted weights: 84 × 768 × 4 B = 252 KiB, half of the smallest second-level cache in use.
-const PANEL_COLUMNS: usize = 84;
+/// Columns of a panel of converted weights: 96 × 768 × 4 B = 288 KiB of the second-level cache.
+const PANEL_COLUMNS: usize = 96;
+
+/// How far ahead weights are asked for while they stream: the same place in the next tile's rows, because processors
+/// predict the way along a row, but not from one row's end to the next tile (measured: 21 to 28 GB/s, of 28) …
+const FAR: usize = 32 * 1024;
+
+/// … or, where a tile's rows are longer than what the first-level cache could hold until then, a bit along the row.
+const NEAR: usize = 1024;
 
 /// Up to that many tiles of rows, weights are converted in registers instead of in a panel.
 const FEW_TILES: usize = 2;
@@ -157,6 +164,7 @@ fn stream_tile<S: Simd, E: Element<S>, const R: usize, const C: usize>(
         }
     }
     let has_tail = !inputs.is_multiple_of(S::LANES);
+    let distance = if C * inputs * E::SIZE <= FAR { C * inputs * E::SIZE } else { NEAR };
     let mut sums = [[0.0; C]; R];
     for start in (0..inputs).step_by(BLOCK) {
         let end = inputs.min(start + BLOCK);
@@ -170,7 +178,7 @@ fn stream_tile<S: Simd, E: Element<S>, const R: usize, const C: usize>(
             w_block[c] = &w[c][range.clone()];
         }
         let tail = if has_tail && end == inputs { Some((&x.tail, &w_tail)) } else { None };
-        let block = tile_sums::<S, E, R, C>(simd, x_block, w_block, tail);
+        let block = tile_sums::<S, E, R, C>(simd, x_block, w_block, tail, distance);
         add_block(&mut sums, &block, start == 0);
     }
     let len = C.min(columns.end - column);
@@ -242,7 +250,7 @@ fn panel_tiles<S: Simd, const R: usize>(simd: S, problem: &Matmul<'_>, out: &mut
             }
         }
         let tail = if has_tail { Some((&x.tail, &w_tail)) } else { None };
-        let block = tile_sums::<S, Converted, R, C>(simd, x.chunks, w, tail);
+        let block = tile_sums::<S, Converted, R, C>(simd, x.chunks, w, tail, 0);
         let len = C.min(panel_len - column);
         for r in 0..R {
             let sums = &mut out.row(place.row + r)[place.first_column + column..][..len];
@@ -282,6 +290,7 @@ fn tile_sums<S: Simd, W: Source<S>, const R: usize, const C: usize>(
     x: [&[S::Chunk]; R],
     w: [&[W::Chunk]; C],
     tail: Option<Tail<'_, S, R, C>>,
+    distance: usize,
 ) -> [[f32; C]; R] {
     let len = w[0].len();
     // Lengths that are seen to be equal cost no checks in the loop.
@@ -300,6 +309,7 @@ fn tile_sums<S: Simd, W: Source<S>, const R: usize, const C: usize>(
         }
         for c in 0..C {
             let w_k = W::load(simd, &w[c][k]);
+            W::prefetch(simd, &w[c][k], distance);
             for r in 0..R {
                 sums[r][c] = simd.mul_add(x_k[r], w_k, sums[r][c]);
             }

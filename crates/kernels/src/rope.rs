@@ -4,7 +4,8 @@ use crate::dispatch::Kernels;
 use crate::simd::Simd;
 
 impl Kernels {
-    /// Turns element `i` with `i + D/2` of every head: `x` and `out` are `[rows, heads, D]`, `cos` and `sin` `[rows, D/2]`.
+    /// Turns element `i` with `i + D/2` of every head: `x` and `out` are `[rows, heads, D]`, `cos` and `sin` are
+    /// `[rows, D/2]`.
     ///
     /// # Panics
     /// If the lengths do not fit.

@@ -45,6 +45,9 @@ pub(crate) trait Simd: Copy {
     /// Reads IEEE half precision.
     fn load_f16(self, chunk: &Self::Bytes2) -> Self::F32;
 
+    /// Asks for the memory at an address that will be read soon; any address will do.
+    fn prefetch(self, address: *const u8);
+
     /// `a + b`.
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a - b`.

@@ -39,6 +39,9 @@ pub(crate) trait Source<S: Simd> {
 
     /// Reads a chunk as float32.
     fn load(simd: S, chunk: &Self::Chunk) -> S::F32;
+
+    /// Asks for what lies `distance` bytes behind a chunk, if that is in memory rather than in a cache.
+    fn prefetch(simd: S, chunk: &Self::Chunk, distance: usize);
 }
 
 /// An element type of weights.
@@ -63,6 +66,9 @@ impl<S: Simd> Source<S> for Converted {
     fn load(simd: S, chunk: &S::Chunk) -> S::F32 {
         simd.load(chunk)
     }
+
+    #[inline(always)]
+    fn prefetch(_simd: S, _chunk: &S::Chunk, _distance: usize) {}
 }
 
 macro_rules! element {
@@ -76,6 +82,11 @@ macro_rules! element {
             #[inline(always)]
             fn load(simd: S, chunk: &S::$bytes) -> S::F32 {
                 simd.$load(chunk)
+            }
+
+            #[inline(always)]
+            fn prefetch(simd: S, chunk: &S::$bytes, distance: usize) {
+                simd.prefetch(std::ptr::from_ref(chunk).cast::<u8>().wrapping_add(distance));
             }
         }
 

@@ -98,6 +98,9 @@ impl Simd for Scalar {
         out
     }
 
+    #[inline(always)]
+    fn prefetch(self, _address: *const u8) {}
+
     lanewise! {
         add(a, b) = a + b;
         sub(a, b) = a - b;
