@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn engine_errors_choose_their_exit_code_and_advice() {
-        let memory = EngineError::OutOfMemory { what: "the model".into(), needed: 2 << 20, available: 1 << 20 };
+        let memory =
+            EngineError::OutOfMemory { what: "the model".into(), needed: 2 << 20, available: 1 << 20, advice: "" };
         let failure = Failure::from(memory);
         assert_eq!(failure.exit, Exit::Memory);
         assert!(failure.hint.is_some());

@@ -76,7 +76,7 @@ pub enum Error {
         tokens: usize,
     },
     /// What is needed does not fit into memory; noticed before anything was allocated.
-    #[error("{what} needs {}, but only {} of memory is available", megabytes(*needed), megabytes(*available))]
+    #[error("{what} need {}, but only {} of memory is available", megabytes(*needed), megabytes(*available))]
     OutOfMemory {
         /// What the memory is for.
         what: String,
@@ -84,6 +84,16 @@ pub enum Error {
         needed: u64,
         /// Bytes.
         available: u64,
+        /// What would make it fit.
+        advice: &'static str,
+    },
+    /// The checkpoint's weights are quantised, which no backend takes yet.
+    #[error("{label} holds weights quantised to {bits} bits, which are not supported yet")]
+    QuantizedWeights {
+        /// The model.
+        label: String,
+        /// Bits per weight.
+        bits: u32,
     },
     /// This request hit a bug; the engine goes on.
     #[error("the request failed inside the engine: {message}")]
@@ -121,7 +131,8 @@ impl Error {
             Self::VisionTokenMismatch { .. } | Self::TokenOutOfRange { .. } => {
                 "the processor files and the weights may come from different models"
             }
-            Self::OutOfMemory { .. } => "lower max_tokens or num_beams, close other programs, or use a smaller model",
+            Self::OutOfMemory { advice, .. } => advice,
+            Self::QuantizedWeights { .. } => "use the original checkpoint in float32, bfloat16 or float16",
             Self::Panicked { .. } => "this is a bug; please report it with the request that caused it",
             _ => return None,
         };

@@ -6,7 +6,7 @@ use ocelli_formats::{Checkpoint, Config, ModelFiles};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::GenerationDefaults;
 
 /// A model in a few lines.
@@ -52,6 +52,9 @@ impl ModelInfo {
         generation: &GenerationConfig,
     ) -> Result<Self> {
         let architecture = ocelli_models::architecture(config.model_type())?;
+        if let Some(quantization) = config.quantization() {
+            return Err(Error::QuantizedWeights { label: label.to_owned(), bits: quantization.bits });
+        }
         let mut bytes_of = BTreeMap::new();
         let mut parameters = 0;
         for tensor in checkpoint.names().filter_map(|name| checkpoint.tensor(name)) {

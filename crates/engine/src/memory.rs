@@ -24,7 +24,8 @@ impl MemoryBudget {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(crate) fn check_weights(&self, label: &str) -> Result<()> {
-        fits(&format!("the weights of {label}"), self.weight_bytes, self.limit.or_else(available))
+        let advice = "close other programs or use a smaller model";
+        fits(&format!("the weights of {label}"), self.weight_bytes, self.limit.or_else(available), advice)
     }
 
     /// Checks that `bytes` more fit beside the weights and `spent` bytes of cache.
@@ -33,13 +34,16 @@ impl MemoryBudget {
     /// [`Error::OutOfMemory`].
     pub(crate) fn check_cache(&self, tokens: usize, bytes: u64, spent: u64) -> Result<()> {
         let left = self.limit.map(|limit| limit.saturating_sub(self.weight_bytes).saturating_sub(spent));
-        fits(&format!("the cache for {tokens} tokens"), bytes, left.or_else(available))
+        let advice = "lower max_tokens or num_beams, close other programs, or use a smaller model";
+        fits(&format!("keys and values of {tokens} tokens"), bytes, left.or_else(available), advice)
     }
 }
 
-fn fits(what: &str, needed: u64, available: Option<u64>) -> Result<()> {
+fn fits(what: &str, needed: u64, available: Option<u64>, advice: &'static str) -> Result<()> {
     match available {
-        Some(available) if needed > available => Err(Error::OutOfMemory { what: what.to_owned(), needed, available }),
+        Some(available) if needed > available => {
+            Err(Error::OutOfMemory { what: what.to_owned(), needed, available, advice })
+        }
         _ => Ok(()),
     }
 }
@@ -134,7 +138,10 @@ mod tests {
         budget.check_weights("tiny").unwrap();
         budget.check_cache(10, 30 << 20, 10 << 20).unwrap();
         let error = budget.check_cache(99, 31 << 20, 10 << 20).unwrap_err();
-        assert_eq!(error.to_string(), "the cache for 99 tokens needs 31 MiB, but only 30 MiB of memory is available");
+        assert_eq!(
+            error.to_string(),
+            "keys and values of 99 tokens need 31 MiB, but only 30 MiB of memory is available"
+        );
         assert!(MemoryBudget::new(Some(50 << 20), 60 << 20).check_weights("tiny").is_err());
     }
 }

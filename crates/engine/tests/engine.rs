@@ -300,7 +300,7 @@ fn memory_is_counted_before_it_is_spent() {
     let engine = Engine::load(&files("qwen2"), &options).unwrap();
     let error = engine.answer(tokens(&[5, 6, 7], 100)).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
-    assert!(error.to_string().starts_with("the cache for 103 tokens needs"), "{error}");
+    assert!(error.to_string().starts_with("keys and values of 103 tokens need"), "{error}");
     assert!(engine.answer(tokens(&[5, 6, 7], 10)).is_ok());
     let mut beams = tokens(&[5, 6, 7], 10);
     beams.options.num_beams = 12;
@@ -320,6 +320,12 @@ fn what_cannot_be_loaded_is_an_error_with_names() {
     let unknown = Engine::load(&ModelFiles::embedded("unknown", UNKNOWN), &EngineOptions::new()).err().unwrap();
     assert!(matches!(unknown, Error::Models(_)), "{unknown}");
     assert!(unknown.to_string().contains("perceptron"), "{unknown}");
+    const QUANTIZED: &[(&str, &[u8])] = &[
+        ("config.json", br#"{"model_type": "llama", "quantization": {"bits": 4, "group_size": 64}}"#),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0{}"),
+    ];
+    let quantized = Engine::load(&ModelFiles::embedded("q4", QUANTIZED), &EngineOptions::new()).err().unwrap();
+    assert_eq!(quantized.to_string(), "q4 holds weights quantised to 4 bits, which are not supported yet");
     let options = EngineOptions { threads: Some(0), ..EngineOptions::new() };
     let idle = Engine::load(&files("qwen2"), &options).err().unwrap();
     assert!(matches!(idle, Error::Cpu(_)), "{idle}");

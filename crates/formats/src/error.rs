@@ -355,7 +355,7 @@ impl Error {
             }
             Self::HeaderTooLong { .. } => "this is probably not a safetensors file".into(),
             Self::UnsupportedQuantization { .. } => {
-                "use the original float checkpoint with --quant q8 or q4, or an MLX affine one".into()
+                "use the original checkpoint in float32, bfloat16 or float16".into()
             }
             Self::NotInCache { id, .. } => format!("run `ocelli pull {id}` first"),
             Self::RevisionNotInCache { id, revision, .. } => {
@@ -400,7 +400,7 @@ fn files_hint(found: &[String]) -> Option<String> {
 }
 
 const MAX_LISTED: usize = 8;
-const GGUF_HINT: &str = "GGUF files are not supported yet; use the original safetensors checkpoint with --quant q4";
+const GGUF_HINT: &str = "GGUF files are not supported yet; use the original safetensors checkpoint";
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use crate::checkpoint::weight_files;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
@@ -19,11 +21,11 @@ pub struct HubCache {
 }
 
 /// A model in the cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CachedModel {
     /// The model id, such as `org/name`.
     pub id: String,
-    /// Its cached commits, oldest name order.
+    /// Its cached commits, sorted.
     pub revisions: Vec<CachedRevision>,
     /// Bytes on disk, files shared between revisions counted once.
     pub size_bytes: u64,
@@ -31,10 +33,12 @@ pub struct CachedModel {
     pub path: PathBuf,
     /// Whether every revision is complete and no download was left unfinished.
     pub complete: bool,
+    /// Why it is not complete, in a few words.
+    pub problem: Option<String>,
 }
 
 /// One commit of a cached model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CachedRevision {
     /// The commit.
     pub commit: String,
@@ -44,6 +48,8 @@ pub struct CachedRevision {
     pub path: PathBuf,
     /// Whether it has a configuration, all its weight files, and no broken links.
     pub complete: bool,
+    /// Why it is not complete, in a few words; other tools also keep models here that ocelli does not read.
+    pub problem: Option<String>,
 }
 
 /// The cache folder the environment asks for; see [`HubCache::locate`].
@@ -170,8 +176,13 @@ impl HubCache {
             }
             let revisions = revisions(&path)?;
             let unfinished = entries(&path.join("blobs"))?.iter().any(|blob| is_unfinished(blob));
-            let complete = !unfinished && !revisions.is_empty() && revisions.iter().all(|found| found.complete);
-            models.push(CachedModel { id, revisions, size_bytes: size_on_disk(&path)?, path, complete });
+            let problem = if unfinished || revisions.is_empty() {
+                Some(UNFINISHED.to_string())
+            } else {
+                revisions.iter().find_map(|found| found.problem.clone())
+            };
+            let (size_bytes, complete) = (size_on_disk(&path)?, problem.is_none());
+            models.push(CachedModel { id, revisions, size_bytes, path, complete, problem });
         }
         models.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(models)
@@ -245,7 +256,8 @@ fn revisions(model: &Path) -> Result<Vec<CachedRevision>> {
         }
         let commit = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let named = refs.iter().filter(|(_, target)| *target == commit).map(|(name, _)| name.clone()).collect();
-        revisions.push(CachedRevision { refs: named, complete: is_complete(&path), commit, path });
+        let problem = problem(&path);
+        revisions.push(CachedRevision { commit, refs: named, complete: problem.is_none(), problem, path });
     }
     revisions.sort_by(|a, b| a.commit.cmp(&b.commit));
     Ok(revisions)
@@ -265,11 +277,22 @@ fn collect_refs(folder: &Path, prefix: &str, refs: &mut Vec<(String, String)>) -
     Ok(())
 }
 
-fn is_complete(snapshot: &Path) -> bool {
-    let Ok(files) = ModelFiles::open(snapshot) else { return false };
-    let Ok(names) = files.names() else { return false };
+/// What a snapshot lacks.
+fn problem(snapshot: &Path) -> Option<String> {
     let exists = |name: &String| snapshot.join(name).is_file();
-    names.iter().all(exists) && weight_files(&files).is_ok_and(|(shards, _)| shards.iter().all(exists))
+    let found = ModelFiles::open(snapshot).and_then(|files| {
+        let names = files.names()?;
+        let (shards, _) = weight_files(&files)?;
+        Ok(names.iter().chain(&shards).all(exists))
+    });
+    let problem = match found {
+        Ok(true) => return None,
+        Ok(false) | Err(Error::BrokenLink { .. }) => UNFINISHED,
+        Err(Error::MissingConfig { .. }) => "no config.json",
+        Err(Error::NoWeights { .. }) => "no safetensors",
+        Err(_) => "unreadable",
+    };
+    Some(problem.into())
 }
 
 /// Bytes of all files below a folder; links are not followed, so a blob counts once.
@@ -299,6 +322,7 @@ fn entries(folder: &Path) -> Result<BTreeSet<PathBuf>> {
 }
 
 const PREFIX: &str = "models--";
+const UNFINISHED: &str = "unfinished";
 
 #[cfg(test)]
 mod tests {
@@ -396,7 +420,7 @@ mod tests {
         let [revision] = model.revisions.try_into().unwrap();
         assert_eq!((revision.commit.as_str(), revision.refs), (COMMIT, vec!["main".into(), "refs/pr/1".into()]));
         write(&model.path.join("blobs/abc.incomplete"), "half");
-        assert!(!cache.list().unwrap()[0].complete);
+        assert_eq!(cache.list().unwrap()[0].problem.as_deref(), Some("unfinished"));
         assert!(HubCache::new(folder.path().join("nowhere")).list().unwrap().is_empty());
     }
 
@@ -404,9 +428,10 @@ mod tests {
     fn a_snapshot_without_weights_or_configuration_is_incomplete() {
         let (_folder, cache) = cache();
         let snapshot = cache.resolve("org/model", None).unwrap();
-        for name in ["model.safetensors", "config.json"] {
+        for (name, problem) in [("model.safetensors", "no safetensors"), ("config.json", "no config.json")] {
             std::fs::remove_file(snapshot.join(name)).unwrap();
-            assert!(!cache.list().unwrap()[0].complete, "{name}");
+            let listed = cache.list().unwrap().remove(0);
+            assert_eq!((listed.complete, listed.problem.as_deref()), (false, Some(problem)));
         }
     }
 

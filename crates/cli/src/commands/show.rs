@@ -1,6 +1,6 @@
 //! `ocelli show`: what a model is, from its small files and the headers of its weights.
 
-use ocelli_engine::{GenerationDefaults, ModelInfo};
+use ocelli_engine::{Error, GenerationDefaults, ModelInfo};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
 use serde::Serialize;
 
@@ -62,7 +62,9 @@ impl About {
                 weight_bytes: info.weight_bytes,
                 details: Some(Details::of(info)),
             }),
-            Err(ocelli_engine::Error::Models(error)) => Self::unsupported(files, path, &error.to_string()),
+            Err(error @ (Error::Models(_) | Error::QuantizedWeights { .. })) => {
+                Self::unsupported(files, path, &error.to_string())
+            }
             Err(error) => Err(error.into()),
         }
     }
