@@ -7,15 +7,11 @@
 
 use std::env;
 use std::hint::black_box;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, Span};
+use ocelli_backend_cpu::machine::{self, best};
 use ocelli_backend_cpu::{CpuBackend, CpuOptions};
 use ocelli_formats::{Dtype, TensorData};
-
-/// Time spent on one measurement.
-const BUDGET: Duration = Duration::from_millis(400);
 
 fn main() {
     let mut arguments = env::args().skip(1);
@@ -25,7 +21,7 @@ fn main() {
     println!("{} threads, {}", backend.threads(), backend.isa());
 
     let run = Run { backend: &backend, filter };
-    run.bandwidth();
+    run.machine();
     // SmolVLM-256M: vision tower (192 of its 1024 rows, so that a call is shorter than a scheduler's time slice),
     // prefill of one picture, decode of one token and of eight sequences.
     for (name, rows, inputs, outputs) in [
@@ -127,39 +123,18 @@ impl Run<'_> {
         }
     }
 
-    /// What decode is limited by: reading memory, on as many threads.
-    fn bandwidth(&self) {
+    /// What everything is limited by.
+    fn machine(&self) {
         if !self.filter.is_empty() {
             return;
         }
-        let words = vec![1u64; 64 << 20];
-        let part = words.len() / self.backend.threads();
-        let seconds = best(|| {
-            thread::scope(|scope| {
-                for part in words.chunks(part) {
-                    scope.spawn(|| black_box(part.iter().fold(0, |sum: u64, word| sum ^ word)));
-                }
-            });
-        });
-        println!("reading {} MiB: {:.1} GB/s", words.len() >> 17, (words.len() * 8) as f64 / seconds / 1e9);
+        println!("multiply-adds: {:.1} GFLOP/s", machine::multiply_add_peak(self.backend) / 1e9);
+        println!("reading memory: {:.1} GB/s", machine::read_bandwidth(self.backend) / 1e9);
     }
 }
 
 fn report(name: &str, seconds: f64, flops: f64) {
     println!("{name:18} {:9.1} us {:8.1} GFLOP/s", seconds * 1e6, flops / seconds / 1e9);
-}
-
-/// Seconds of a good call: of all calls within the budget, a tenth was faster.
-fn best(mut call: impl FnMut()) -> f64 {
-    let begin = Instant::now();
-    let mut times = Vec::new();
-    while begin.elapsed() < BUDGET || times.len() < 5 {
-        let start = Instant::now();
-        call();
-        times.push(start.elapsed().as_secs_f64());
-    }
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 10]
 }
 
 fn numbers(count: usize) -> Vec<f32> {

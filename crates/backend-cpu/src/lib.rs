@@ -5,6 +5,7 @@
 
 mod buffer;
 mod kv;
+pub mod machine;
 mod ops;
 mod pool;
 mod topology;

@@ -219,9 +219,10 @@ impl Backend for CpuBackend {
         let PatchDims { batch, channels, height, width, patch } = dims;
         let picture = channels * height * width;
         assert_eq!(x.len(), batch * picture, "{} values are not {dims:?}", x.len());
-        let mut out = self.buffer(x.len());
+        let patches = (height / patch) * (width / patch) * channels * patch * patch;
+        let mut out = self.buffer(batch * patches);
         let sizes = Patches { channels, height, width, patch };
-        let parts = out.chunks_mut(picture.max(1)).zip(x.chunks(picture.max(1)));
+        let parts = out.chunks_mut(patches.max(1)).zip(x.chunks(picture.max(1)));
         self.split(x.len(), parts, |(out, x)| unfold_patches(x, sizes, out));
         out
     }

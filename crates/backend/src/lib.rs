@@ -16,6 +16,7 @@ mod error;
 mod kv;
 mod layers;
 mod ops;
+mod random;
 mod tensor;
 mod weights;
 
@@ -24,5 +25,6 @@ pub use error::{Error, Result};
 pub use kv::{BLOCK_TOKENS, KvCache, KvShape, LayerKv, SequenceId, Span, Step};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, Rope, RopeRows, RopeScaling, SwiGlu};
 pub use ops::{Activation, AttentionDims, Backend, Epilogue, PatchDims};
+pub use random::RandomWeights;
 pub use tensor::Tensor;
-pub use weights::{Renamed, Weights};
+pub use weights::{Renamed, WeightSource, Weights};

@@ -167,9 +167,9 @@ pub struct PatchDims {
     pub batch: usize,
     /// C: colour channels.
     pub channels: usize,
-    /// Height in pixels, a multiple of `patch`.
+    /// Height in pixels.
     pub height: usize,
-    /// Width in pixels, a multiple of `patch`.
+    /// Width in pixels.
     pub width: usize,
     /// Side of a patch in pixels.
     pub patch: usize,

@@ -160,17 +160,13 @@ impl<B: Backend> Tensor<B> {
         Self::wrap(&first.backend, first.backend.concat(&buffers), vec![rows, first.width()])
     }
 
-    /// Pictures `[N, C, height, width]` -> patches `[N, patches, C × patch × patch]`, row by row.
+    /// Pictures `[N, C, height, width]` -> patches `[N, patches, C × patch × patch]`, row by row. Pixels at the right
+    /// and at the bottom that do not fill a patch are left out, as a convolution does.
     #[track_caller]
     pub fn unfold_patches(&self, patch: usize) -> Self {
         let &[batch, channels, height, width] = &self.shape[..] else {
             panic!("expected [N, C, height, width], not {:?}", self.shape)
         };
-        assert!(
-            height % patch == 0 && width % patch == 0,
-            "{:?} is not a whole number of patches of {patch}",
-            self.shape
-        );
         let dims = PatchDims { batch, channels, height, width, patch };
         let patches = (height / patch) * (width / patch);
         let unfolded = self.backend.unfold_patches(&self.buffer, dims);

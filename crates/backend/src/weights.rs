@@ -14,6 +14,7 @@ use ocelli_formats::{Checkpoint, Dtype, SharedBytes, TensorData};
 use crate::error::{Error, Result};
 use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 use crate::ops::Backend;
+use crate::random::RandomWeights;
 use crate::tensor::Tensor;
 
 /// What a family makes of one name of a checkpoint.
@@ -25,6 +26,27 @@ pub enum Renamed {
     Ignored,
 }
 
+/// Where weights come from.
+#[derive(Clone, Copy, Debug)]
+pub enum WeightSource<'a> {
+    /// Files.
+    Checkpoint(&'a Checkpoint),
+    /// Nowhere: for measurements.
+    Random(&'a RandomWeights),
+}
+
+impl<'a> From<&'a Checkpoint> for WeightSource<'a> {
+    fn from(checkpoint: &'a Checkpoint) -> Self {
+        Self::Checkpoint(checkpoint)
+    }
+}
+
+impl<'a> From<&'a RandomWeights> for WeightSource<'a> {
+    fn from(weights: &'a RandomWeights) -> Self {
+        Self::Random(weights)
+    }
+}
+
 /// A place in a checkpoint's tree of names.
 pub struct Weights<B: Backend> {
     backend: B,
@@ -34,27 +56,38 @@ pub struct Weights<B: Backend> {
 
 struct Shared {
     tensors: BTreeMap<String, (String, TensorData)>,
+    /// Answers instead of `tensors`.
+    random: Option<RandomWeights>,
     used: RefCell<BTreeSet<String>>,
     missing: RefCell<Vec<String>>,
     misshaped: RefCell<Vec<String>>,
 }
 
 impl<B: Backend> Weights<B> {
-    /// All tensors of a checkpoint under the names that `rename` gives them.
+    /// All tensors of a checkpoint under the names that `rename` gives them; random weights have the model's names.
     ///
     /// # Errors
     /// When two tensors get the same name.
-    pub fn new(backend: &B, checkpoint: &Checkpoint, rename: impl Fn(&str) -> Renamed) -> Result<Self> {
+    pub fn new<'a>(backend: &B, source: impl Into<WeightSource<'a>>, rename: impl Fn(&str) -> Renamed) -> Result<Self> {
+        let (checkpoint, random) = match source.into() {
+            WeightSource::Checkpoint(checkpoint) => (Some(checkpoint), None),
+            WeightSource::Random(random) => (None, Some(random.clone())),
+        };
         let mut tensors = BTreeMap::new();
-        for name in checkpoint.names() {
+        for (checkpoint, name) in checkpoint.iter().flat_map(|held| held.names().map(move |name| (held, name))) {
             let Renamed::To(canonical) = rename(name) else { continue };
             let Some(data) = checkpoint.tensor(name) else { continue };
             if let Some((first, _)) = tensors.insert(canonical, (name.to_owned(), data)) {
                 return Err(Error::Duplicate { first, second: name.to_owned() });
             }
         }
-        let shared =
-            Shared { tensors, used: RefCell::default(), missing: RefCell::default(), misshaped: RefCell::default() };
+        let shared = Shared {
+            tensors,
+            random,
+            used: RefCell::default(),
+            missing: RefCell::default(),
+            misshaped: RefCell::default(),
+        };
         Ok(Self { backend: backend.clone(), shared: Rc::new(shared), prefix: String::new() })
     }
 
@@ -68,7 +101,7 @@ impl<B: Backend> Weights<B> {
         &self.backend
     }
 
-    /// Whether the checkpoint holds this tensor.
+    /// Whether the checkpoint holds this tensor; random weights hold what is asked for, and nothing before.
     pub fn has(&self, name: &str) -> bool {
         self.shared.tensors.contains_key(&self.path(name))
     }
@@ -178,6 +211,9 @@ impl<B: Backend> Weights<B> {
     /// The tensor, or zeros where it does not fit (noted for [`Self::finish`]).
     fn take(&self, name: &str, shape: &[usize]) -> Result<TensorData> {
         let path = self.path(name);
+        if let Some(random) = &self.shared.random {
+            return random.tensor(path, shape);
+        }
         match self.shared.tensors.get(&path) {
             Some((_, data)) if data.shape() == shape && data.dtype().is_float() => {
                 self.shared.used.borrow_mut().insert(path);

@@ -1,5 +1,6 @@
 //! The command line: every command and its help text; flags that several commands share are in `shared`.
 
+mod bench;
 mod shared;
 
 use std::ffi::OsString;
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::output::OutPath;
 
+pub(crate) use bench::BenchArgs;
 pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, SamplingArgs};
 use shared::{out_path, positive};
 
@@ -57,6 +59,7 @@ pub(crate) enum Command {
     Rm(RmArgs),
     Show(ShowArgs),
     Eval(Box<EvalArgs>),
+    Bench(Box<BenchArgs>),
     Completions(CompletionsArgs),
 }
 

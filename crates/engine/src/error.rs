@@ -107,6 +107,16 @@ pub enum Error {
     /// The request was cancelled; only seen by users of [`crate::Session`], requests end with an answer instead.
     #[error("cancelled")]
     Cancelled,
+    /// Two runs of a measurement gave different tokens, although nothing about them differed.
+    #[error("run {run} gave other tokens than the first one (hash {got}, expected {expected})")]
+    Unrepeatable {
+        /// Number of the run, from 1, warm-up included.
+        run: usize,
+        /// The first run's hash.
+        expected: String,
+        /// This run's hash.
+        got: String,
+    },
     /// A file of a parity folder or the embedded held-out set is missing or is not what it should be.
     #[error("{}: {reason}", path.display())]
     Reference {
@@ -133,6 +143,7 @@ impl Error {
             }
             Self::OutOfMemory { advice, .. } => advice,
             Self::QuantizedWeights { .. } => "use the original checkpoint in float32, bfloat16 or float16",
+            Self::Unrepeatable { .. } => "this is a bug; please report it with the command line",
             Self::Panicked { .. } => "this is a bug; please report it with the request that caused it",
             _ => return None,
         };

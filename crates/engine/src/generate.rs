@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::options::GenerateOptions;
 use crate::session::{ImageFeatures, LogitRows, Prefill, Session};
 use beam::BeamSearch;
+pub(crate) use logits::argmax;
 pub(crate) use random::Random;
 use rules::{History, LogitRules};
 use sampler::Sampler;

@@ -5,6 +5,7 @@
 //! - [`Session`]: the model itself, as an object without a backend's type, for those who write their own loops.
 //! - [`parity`] and [`metamorphic`]: is the model what the reference is, and does it keep its promises?
 //! - [`demo`]: the small model that is built in, and how often it is right.
+//! - [`mod@bench`]: how fast a model runs, stage by stage.
 //! - [`ModelInfo`]: what a model is, without loading it.
 //!
 //! What it never holds: HTTP, wire types, command-line arguments, model architectures.
@@ -30,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+pub mod bench;
 mod compare;
 pub mod demo;
 mod engine;

@@ -30,6 +30,7 @@ pub struct Kernels {
     pub(crate) rope_halves: RopeFn,
     pub(crate) softmax: fn(&mut [f32]),
     pub(crate) attend: fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]),
+    pub(crate) multiply_adds: fn(usize, &mut [f32]),
 }
 
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);

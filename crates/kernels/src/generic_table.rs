@@ -22,6 +22,7 @@ macro_rules! kernel_table {
             rope_halves(x: &[f32], heads: usize, cos: &[f32], sin: &[f32], out: &mut [f32]) = rope_halves;
             softmax(values: &mut [f32]) = softmax;
             attend(problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = attend;
+            multiply_adds(rounds: usize, out: &mut [f32]) = multiply_adds;
         }
     };
 }
@@ -38,6 +39,7 @@ macro_rules! row {
             use crate::embed::embed;
             use crate::matmul::{Matmul, matmul};
             use crate::norm::{layer_norm, rms_norm};
+            use crate::peak::multiply_adds;
             use crate::rope::rope_halves;
             use crate::simd::Simd;
             use crate::softmax::softmax;

@@ -22,6 +22,7 @@ mod math;
 mod matmul;
 mod norm;
 mod patches;
+mod peak;
 mod rope;
 mod simd;
 mod softmax;

@@ -4,8 +4,8 @@
 //! A SigLIP tower, a connector that folds s × s neighbouring patches into one token, a Llama decoder. Surprises: the
 //! fold's channel order is (row, column, channel), and the connector has no bias.
 
-use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, Tensor, Weights};
-use ocelli_formats::{Checkpoint, Section};
+use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, Tensor, WeightSource, Weights};
+use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::Model;
@@ -36,7 +36,7 @@ pub(crate) struct Idefics3<B: Backend> {
 
 impl<B: Backend> Idefics3<B> {
     /// Loads a checkpoint in any of its layouts.
-    pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, checkpoint: &Checkpoint) -> Result<Self> {
+    pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
         let root = config.root();
         let section = |name| config.section(name).ok_or_else(|| Error::from(root.error(name, "missing")));
         let (text_section, vision_section) = (section("text_config")?, section("vision_config")?);
@@ -46,7 +46,7 @@ impl<B: Backend> Idefics3<B> {
         // The decoder's own flag is a leftover of the text checkpoint; the outer one decides.
         text_config.tie_word_embeddings = config.tie_word_embeddings;
 
-        let weights = Weights::new(backend, checkpoint, |name| rename(name, config.tie_word_embeddings))?;
+        let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
         let w = weights.at("model");
         let text_model = Decoder::load(&w.at("text_model"), &text_config, text_config.rope(&text_section)?)?;
         let folded = vision_config.hidden_size * config.scale_factor * config.scale_factor;

@@ -6,9 +6,9 @@
 
 use ocelli_backend::{
     Backend, Embedding, KvCache, KvShape, LayerKv, Linear, Renamed, RmsNorm, Rope, RopeRows, RopeScaling, Step, SwiGlu,
-    Tensor, Weights,
+    Tensor, WeightSource, Weights,
 };
-use ocelli_formats::{Checkpoint, Section};
+use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::Model;
@@ -120,10 +120,10 @@ pub(crate) struct Llama<B: Backend> {
 
 impl<B: Backend> Llama<B> {
     /// Loads a checkpoint that holds nothing but the decoder.
-    pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, checkpoint: &Checkpoint) -> Result<Self> {
+    pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
         let section = config.root();
         let config = Config::parse(section)?;
-        let weights = Weights::new(backend, checkpoint, |name| rename(name, config.tie_word_embeddings))?;
+        let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
         let decoder = Decoder::load(&weights.at("model"), &config, config.rope(section)?)?;
         let lm_head = decoder.lm_head(&weights, &config)?;
         weights.finish()?;

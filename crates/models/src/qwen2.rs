@@ -6,9 +6,9 @@
 
 use ocelli_backend::{
     Backend, Embedding, KvCache, KvShape, LayerKv, Linear, Renamed, RmsNorm, Rope, RopeRows, Step, SwiGlu, Tensor,
-    Weights,
+    WeightSource, Weights,
 };
-use ocelli_formats::{Checkpoint, Section};
+use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::Model;
@@ -70,9 +70,9 @@ pub(crate) struct Qwen2<B: Backend> {
 
 impl<B: Backend> Qwen2<B> {
     /// Loads a checkpoint that holds nothing but the decoder.
-    pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, checkpoint: &Checkpoint) -> Result<Self> {
+    pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
         let config = Config::parse(config.root())?;
-        let weights = Weights::new(backend, checkpoint, |name| rename(name, config.tie_word_embeddings))?;
+        let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
         let w = weights.at("model");
         let layer = |layer_idx| DecoderLayer::load(&w.at(&format!("layers.{layer_idx}")), &config);
         let embed_tokens = w.embedding("embed_tokens", config.vocab_size, config.hidden_size)?;

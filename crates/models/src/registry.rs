@@ -1,7 +1,7 @@
 //! The table of families: `model_type` of a config -> the code that loads it.
 
-use ocelli_backend::Backend;
-use ocelli_formats::{Checkpoint, Config};
+use ocelli_backend::{Backend, WeightSource};
+use ocelli_formats::Config;
 
 use crate::Model;
 use crate::error::{Error, Result};
@@ -27,13 +27,17 @@ macro_rules! families {
         pub const ARCHITECTURES: &[Architecture] =
             &[$(Architecture { model_type: $model_type, title: $title, sees_images: $sees_images }),*];
 
-        /// Loads the model that a config and a checkpoint describe.
+        /// Loads the model that a config describes, with the weights of a checkpoint (or random ones).
         ///
         /// # Errors
         /// When the architecture, a config value or the set of tensors is not what a family implements.
-        pub fn load<B: Backend>(backend: &B, config: &Config, checkpoint: &Checkpoint) -> Result<Box<dyn Model<B>>> {
+        pub fn load<'a, B: Backend>(
+            backend: &B,
+            config: &Config,
+            source: impl Into<WeightSource<'a>>,
+        ) -> Result<Box<dyn Model<B>>> {
             match config.model_type() {
-                $($model_type => Ok(Box::new($family::load(backend, config, checkpoint)?)),)*
+                $($model_type => Ok(Box::new($family::load(backend, config, source.into())?)),)*
                 other => Err(unsupported(other)),
             }
         }

@@ -205,7 +205,9 @@ fn rows<B: Backend>(backend: &B) {
 
 fn patches<B: Backend>(backend: &B) {
     let mut random = Random::new(9);
-    for (batch, channels, height, width, patch) in [(1, 1, 2, 2, 1), (2, 3, 8, 12, 4), (1, 3, 28, 14, 14)] {
+    for (batch, channels, height, width, patch) in
+        [(1, 1, 2, 2, 1), (2, 3, 8, 12, 4), (2, 3, 9, 15, 4), (1, 3, 28, 14, 14)]
+    {
         let dims = PatchDims { batch, channels, height, width, patch };
         let x = random.values(batch * channels * height * width);
         let actual = backend.unfold_patches(&backend.upload(&x), dims);

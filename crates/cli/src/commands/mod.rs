@@ -1,5 +1,6 @@
 //! One file per command. Each turns its arguments into calls of the engine, and the results into text.
 
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod describe;

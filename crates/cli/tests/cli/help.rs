@@ -19,6 +19,7 @@ fn every_command_explains_itself_with_examples() {
         "eval",
         "eval demo",
         "eval parity",
+        "bench",
         "completions",
     ];
     for command in commands {

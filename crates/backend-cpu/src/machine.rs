@@ -1,0 +1,59 @@
+//! What the machine could do: the limits that measured speeds are compared with.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use crate::CpuBackend;
+
+/// Bytes per second that the backend's threads read from memory together, out of a buffer of 512 MiB that no cache
+/// holds: the limit of decoding, which reads every weight once per token.
+pub fn read_bandwidth(backend: &CpuBackend) -> f64 {
+    let words = vec![1u64; BUFFER_BYTES / size_of::<u64>()];
+    let part = PART_BYTES / size_of::<u64>();
+    let read = |part: &[u64]| _ = black_box(part.iter().fold(0, |sum, word| sum ^ word));
+    BUFFER_BYTES as f64 / best(|| backend.shared.threads.for_each(words.chunks(part), read))
+}
+
+/// Float32 operations per second of the backend's threads together when they do nothing but multiply and add in the
+/// backend's instruction set: the limit of vision and prefill.
+pub fn multiply_add_peak(backend: &CpuBackend) -> f64 {
+    let kernels = backend.shared.kernels;
+    // Many small parts: a thread that is held up leaves its share to the others.
+    let parts = 16 * backend.threads();
+    let flops = parts * kernels.multiply_adds(ROUNDS);
+    flops as f64 / best(|| backend.shared.threads.for_each(0..parts, |_| _ = kernels.multiply_adds(ROUNDS)))
+}
+
+/// Seconds of a good call: of all calls within 400 ms, a tenth was faster. On a busy machine that is what comes closest
+/// to the code's own time.
+pub fn best(mut call: impl FnMut()) -> f64 {
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while begin.elapsed() < BUDGET || times.len() < 5 {
+        let start = Instant::now();
+        call();
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 10]
+}
+
+const BUDGET: Duration = Duration::from_millis(400);
+const BUFFER_BYTES: usize = 512 << 20;
+const PART_BYTES: usize = 4 << 20;
+/// Some tens of microseconds of work.
+const ROUNDS: usize = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CpuOptions;
+
+    #[test]
+    fn limits_are_plausible() {
+        let backend = CpuBackend::new(CpuOptions { threads: Some(2), isa: None }).unwrap();
+        for limit in [read_bandwidth(&backend), multiply_add_peak(&backend)] {
+            assert!((1e7..1e16).contains(&limit), "{limit}");
+        }
+    }
+}

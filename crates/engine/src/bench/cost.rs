@@ -1,0 +1,105 @@
+//! What an answer costs by the shapes of a model's weights: floating point operations and bytes.
+//!
+//! A matrix of P numbers that meets R rows takes 2 P R operations. Attention of T queries over S keys each takes
+//! 4 T S W operations in a layer whose heads together are W wide (scores and weighted values). Norms, activations and
+//! rotations are left out: they are below a hundredth.
+
+/// Sums over a model's weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cost {
+    /// Numbers in the matrices of the vision tower, and pixels along an edge of its patches.
+    tower: u64,
+    patch: u64,
+    /// Width of the tower's attention, added up over its layers.
+    tower_attention: u64,
+    connector: u64,
+    decoder: u64,
+    decoder_attention: u64,
+    head: u64,
+    /// Bytes of the matrices that every token needs: decoder and head.
+    bytes_per_token: u64,
+}
+
+impl Cost {
+    /// From name, shape and bytes of every tensor.
+    pub(crate) fn of<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], usize)>) -> Self {
+        let mut cost = Self::default();
+        let (mut embedding, mut head) = ((0, 0), None);
+        for (name, shape, bytes) in tensors.filter(|(_, shape, _)| shape.len() > 1) {
+            let (numbers, bytes) = (shape.iter().product::<usize>() as u64, bytes as u64);
+            let attention = if name.ends_with("q_proj.weight") { shape[0] as u64 } else { 0 };
+            if name.contains("vision") {
+                if name.ends_with("patch_embedding.weight") {
+                    cost.patch = shape[2] as u64;
+                }
+                if !name.ends_with("position_embedding.weight") {
+                    cost.tower += numbers;
+                    cost.tower_attention += attention;
+                }
+            } else if name.contains("connector") {
+                cost.connector += numbers;
+            } else if name.ends_with("embed_tokens.weight") {
+                embedding = (numbers, bytes);
+            } else if name.ends_with("lm_head.weight") {
+                head = Some((numbers, bytes));
+            } else {
+                cost.decoder += numbers;
+                cost.decoder_attention += attention;
+                cost.bytes_per_token += bytes;
+            }
+        }
+        // Without a head of its own, the table of embeddings is the head.
+        let (numbers, bytes) = head.unwrap_or(embedding);
+        cost.head = numbers;
+        cost.bytes_per_token += bytes;
+        cost
+    }
+
+    /// Operations of the vision tower and the connector for `n_tiles` of that size.
+    pub(crate) fn vision_flops(&self, n_tiles: usize, [height, width]: [usize; 2], vision_tokens: usize) -> f64 {
+        if self.patch == 0 {
+            return 0.0;
+        }
+        let patches = ((height as u64 / self.patch) * (width as u64 / self.patch)) as f64;
+        let tower = 2.0 * self.tower as f64 * patches + 4.0 * patches * patches * self.tower_attention as f64;
+        n_tiles as f64 * tower + 2.0 * self.connector as f64 * vision_tokens as f64
+    }
+
+    /// Operations of a prefill: every token sees those before it and itself; only the last one has logits.
+    pub(crate) fn prefill_flops(&self, tokens: usize) -> f64 {
+        let tokens = tokens as f64;
+        let pairs = tokens * (tokens + 1.0) / 2.0;
+        2.0 * (self.decoder as f64 * tokens + self.head as f64) + 4.0 * pairs * self.decoder_attention as f64
+    }
+
+    /// Bytes of weights that a decoding step reads.
+    pub(crate) fn bytes_per_token(&self) -> f64 {
+        self.bytes_per_token as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_weight_counts_where_it_is_used() {
+        let tensors: [(&str, &[usize], usize); 8] = [
+            ("model.vision_model.embeddings.patch_embedding.weight", &[8, 3, 2, 2], 192),
+            ("model.vision_model.embeddings.position_embedding.weight", &[4, 8], 64),
+            ("model.vision_model.encoder.layers.0.self_attn.q_proj.weight", &[8, 8], 128),
+            ("model.connector.modality_projection.proj.weight", &[4, 32], 256),
+            ("model.text_model.embed_tokens.weight", &[10, 4], 80),
+            ("model.text_model.layers.0.self_attn.q_proj.weight", &[4, 4], 32),
+            ("model.text_model.norm.weight", &[4], 8),
+            ("lm_head.weight", &[10, 4], 160),
+        ];
+        let cost = Cost::of(tensors.into_iter());
+        // Four patches; 96 + 64 numbers in the tower, 128 in the connector.
+        assert_eq!(cost.vision_flops(2, [4, 5], 2), 2.0 * (2.0 * 160.0 * 4.0 + 4.0 * 16.0 * 8.0) + 2.0 * 128.0 * 2.0);
+        assert_eq!(cost.prefill_flops(3), 2.0 * (16.0 * 3.0 + 40.0) + 4.0 * 6.0 * 4.0);
+        assert_eq!(cost.bytes_per_token(), 192.0);
+        let tied = Cost::of(tensors.into_iter().take(7));
+        assert_eq!((tied.bytes_per_token(), tied.prefill_flops(3)), (112.0, cost.prefill_flops(3)));
+    }
+}
