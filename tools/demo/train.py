@@ -84,9 +84,9 @@ class Encoder:
         return (*map(torch.from_numpy, (ids, positions)), torch.from_numpy(mask)[:, None], torch.from_numpy(targets), turn)
 
 
-def pick(scene, rng):
+def pick(scene, rng, more=False):
     """The questions of one training sequence: description and text nearly always, four of the others."""
-    every = scenes.questions(scene, rng, more=True)
+    every = scenes.questions(scene, rng, more=more)
     first = [q for q in every if q[0] == "describe" or q[0] == "read" or (q[0] == "read_none" and rng.random() < 0.4)]
     rest = [q for q in every if q[0] not in ("describe", "read", "read_none")]
     weights = {"background": 0.4, "position": 1.3}
@@ -260,7 +260,7 @@ def train(rank, args, tokenizer_text):
         if alone:
             loss, objective = torch.zeros(()), aux
         else:
-            ids, positions, mask, targets, _ = encoder.batch([pick(scenes.Scene.from_plain(plains[i]), rng) for i in chosen])
+            ids, positions, mask, targets, _ = encoder.batch([pick(scenes.Scene.from_plain(plains[i]), rng, args.more_wordings) for i in chosen])
             hidden = m.text(features, ids, positions, mask, encoder.image_at)
             keep = targets != -100
             loss = F.cross_entropy(m.logits(hidden[keep]), targets[keep])
@@ -309,7 +309,7 @@ def train(rank, args, tokenizer_text):
             if args.state:
                 torch.save({"model": live, "average": average, "optimizer": optimizer.state(), "step": step}, args.state + ".part")
                 os.replace(args.state + ".part", args.state)
-            began = time.time()
+            began += time.time() - last_export  # the time of a report does not count
     dist.barrier()
     dist.destroy_process_group()
 
@@ -330,6 +330,7 @@ def main():
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--state", help="file for everything needed to go on")
     p.add_argument("--resume", action="store_true", help="go on from --state")
+    p.add_argument("--more-wordings", action="store_true", help="also train on scenes.MORE_PHRASES")
     p.add_argument("--log", help="also append reports to this file")
     p.add_argument("--port", type=int, default=29533)
     args = p.parse_args()
