@@ -56,8 +56,11 @@ impl Load {
     }
 
     fn new(load_average: Option<f64>, cpu_share: Option<f64>, waiting_share: Option<f64>) -> Self {
-        let was_busy = load_average.is_some_and(|load| load > BUSY_LOAD)
-            || waiting_share.is_some_and(|share| share > BUSY_WAITING);
+        // The average also counts what this program did a minute ago: it decides only where waiting is not known.
+        let was_busy = match waiting_share {
+            Some(share) => share > BUSY_WAITING,
+            None => load_average.is_some_and(|load| load > BUSY_LOAD),
+        };
         Self { load_average, cpu_share, waiting_share, was_busy }
     }
 }
@@ -133,7 +136,7 @@ mod tests {
     fn a_busy_machine_is_noticed() {
         assert!(Load::new(Some(2.0), Some(0.9), None).was_busy);
         assert!(Load::new(Some(0.1), Some(0.5), Some(0.2)).was_busy);
-        assert!(!Load::new(Some(0.1), Some(0.9), Some(0.001)).was_busy);
+        assert!(!Load::new(Some(1.9), Some(0.9), Some(0.001)).was_busy, "an earlier measurement is no other work");
         assert!(!Load::new(None, None, None).was_busy);
     }
 }

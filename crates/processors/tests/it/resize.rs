@@ -20,18 +20,3 @@ fn every_filter_equals_pillow_at_every_size() {
         assert_eq!(u64::from(crc32(resized.pixels)), case["crc32"].as_u64().unwrap(), "{filter:?} {from:?} -> {to:?}");
     }
 }
-
-/// `cargo test --release -p ocelli-processors how_long -- --ignored --nocapture`: what preparing a frame costs.
-#[test]
-#[ignore = "a measurement"]
-fn how_long_resizing_takes() {
-    let frame = noise(2, 640, 480);
-    for (width, height) in [(2048, 1536), (512, 512)] {
-        let start = std::time::Instant::now();
-        let resized = resize(&frame, width, height, ResampleFilter::Lanczos);
-        println!("640x480 -> {width}x{height}: {:?}", start.elapsed());
-        let start = std::time::Instant::now();
-        resize(&resized, 512, 512, ResampleFilter::Lanczos);
-        println!("{width}x{height} -> 512x512: {:?}", start.elapsed());
-    }
-}
