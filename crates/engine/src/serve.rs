@@ -87,7 +87,7 @@ impl Server {
         let start = Instant::now();
         let options = &job.request.options;
         options.validate()?;
-        let prompt = job.request.input.prepare(&self.processor)?;
+        let mut prompt = job.request.input.prepare(&self.processor)?;
         self.check_room(&prompt, options)?;
         let preprocess = start.elapsed();
         let images: Vec<ImageUse> = prompt.images.iter().map(image_use).collect();
@@ -99,6 +99,8 @@ impl Server {
         let vision_start = Instant::now();
         let features = self.encode_images(&prompt.images, &job.cancel)?;
         let vision = vision_start.elapsed();
+        // The pixels of a large picture take more memory than the cache that is filled next.
+        prompt.images.clear();
         let seed = options.is_sampling().then(|| options.seed.unwrap_or_else(Random::fresh_seed));
         let outcome = self.generate(job, &prompt, &features, seed.unwrap_or_default())?;
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ocelli_backend::{Backend, Cancel, KvCache, SequenceId, Tensor};
-use ocelli_models::Model;
+use ocelli_models::{Model, PixelValues};
 use ocelli_processors::PreparedImage;
 
 use crate::error::{Error, Result};
@@ -213,8 +213,8 @@ impl<B: Backend> Session for ModelSession<B> {
             return Err(Error::NoVision { model_type: self.model_type.clone() });
         }
         let shape = [image.n_tiles, 3, image.height, image.width];
-        let pixel_values = Tensor::new(&self.backend, &image.pixel_values, &shape);
-        let features = self.model.encode_image(&pixel_values, cancel);
+        let pixel_values = PixelValues { values: &image.pixel_values, shape };
+        let features = self.model.encode_image(pixel_values, cancel);
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }

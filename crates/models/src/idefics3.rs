@@ -8,10 +8,10 @@ use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, T
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::Model;
 use crate::error::{Error, Result, require};
 use crate::llama::{self, Decoder};
 use crate::siglip::{self, Siglip};
+use crate::{Model, PixelValues};
 
 /// The top level of `config.json`; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,6 +26,7 @@ struct Config {
 
 /// A vision-language model: tower, connector, decoder, output layer.
 pub(crate) struct Idefics3<B: Backend> {
+    backend: B,
     vision_model: Siglip<B>,
     connector: Linear<B>,
     text_model: Decoder<B>,
@@ -51,6 +52,7 @@ impl<B: Backend> Idefics3<B> {
         let text_model = Decoder::load(&w.at("text_model"), &text_config, text_config.rope(&text_section)?)?;
         let folded = vision_config.hidden_size * config.scale_factor * config.scale_factor;
         let model = Self {
+            backend: backend.clone(),
             vision_model: Siglip::load(&w.at("vision_model"), &vision_config)?,
             connector: w.linear("connector.modality_projection.proj", folded, text_config.hidden_size)?,
             lm_head: text_model.lm_head(&weights, &text_config)?,
@@ -86,17 +88,15 @@ impl<B: Backend> Model<B> for Idefics3<B> {
 
     /// [N, 3, height, width] -> [N × T / s², hidden]. Tile by tile: they do not see each other, one fills the machine,
     /// and all at once would need N times the memory.
-    fn encode_image(&self, pixel_values: &Tensor<B>, cancel: &Cancel) -> Tensor<B> {
-        let &[n_tiles, channels, height, width] = pixel_values.shape() else {
-            panic!("expected [N, 3, height, width], not {:?}", pixel_values.shape())
-        };
-        let tiles = pixel_values.reshape(&[n_tiles, channels * height * width]);
-        let encode = |tile_idx| {
-            let tile = tiles.gather_rows(&[tile_idx]).reshape(&[1, channels, height, width]);
+    fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
+        let [_, channels, height, width] = pixel_values.shape;
+        let encode = |tile| {
+            let tile = Tensor::new(&self.backend, tile, &[1, channels, height, width]);
             let features = self.vision_model.forward(&tile, cancel); // [1, T, vision hidden]
             self.connector.forward(&pixel_shuffle(&features, self.config.scale_factor))
         };
-        let features: Vec<Tensor<B>> = (0..n_tiles).map(encode).collect();
+        let features: Vec<Tensor<B>> =
+            pixel_values.values.chunks_exact(channels * height * width).map(encode).collect();
         Tensor::concat_rows(&features.iter().collect::<Vec<_>>())
     }
 

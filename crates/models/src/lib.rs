@@ -35,14 +35,14 @@ pub trait Model<B: Backend>: Send + Sync {
     /// Token ids -> `[ids, hidden]`.
     fn embed(&self, ids: &[u32]) -> Tensor<B>;
 
-    /// Pixel values `[N, 3, height, width]` of one picture -> features `[vision tokens, hidden]`, in the order of
+    /// One picture -> features `[vision tokens, hidden]`, in the order of
     /// the prompt's image tokens. Once cancelled it returns early, with features that mean nothing.
     ///
     /// # Panics
     /// For a model without [`Model::image_token_id`].
-    fn encode_image(&self, pixel_values: &Tensor<B>, cancel: &Cancel) -> Tensor<B> {
+    fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
         let _ = cancel;
-        panic!("a text model was given a picture of {:?}", pixel_values.shape())
+        panic!("a text model was given a picture of {:?}", pixel_values.shape)
     }
 
     /// Embeddings `[R, hidden]` -> normalised hidden states `[R, hidden]`; appends the step to `kv`.
@@ -50,4 +50,13 @@ pub trait Model<B: Backend>: Send + Sync {
 
     /// Hidden states `[R, hidden]` -> `[R, vocab_size]`.
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B>;
+}
+
+/// What the processor made of one picture. It stays with the caller: a model moves to the device what it works on.
+#[derive(Clone, Copy, Debug)]
+pub struct PixelValues<'a> {
+    /// Normalised values, row-major.
+    pub values: &'a [f32],
+    /// `[N, 3, height, width]`.
+    pub shape: [usize; 4],
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use ocelli_backend::{Cancel, KvCache, Step, Tensor};
 use ocelli_formats::{Checkpoint, Config, ModelFiles, Safetensors, TensorData};
-use ocelli_models::Model;
+use ocelli_models::{Model, PixelValues};
 use ocelli_testkit::ReferenceBackend;
 
 const FAMILIES: [&str; 4] = ["idefics3", "smolvlm", "llama3", "qwen2"];
@@ -45,8 +45,9 @@ impl Fixture {
 
     fn features(&self) -> Tensor<ReferenceBackend> {
         let pixels = self.tensor("in.pixel_values");
-        let tensor = Tensor::new(&ReferenceBackend, &pixels.to_f32().unwrap(), &pixels.shape()[1..]);
-        self.model.encode_image(&tensor, &Cancel::new())
+        let shape = pixels.shape()[1..].try_into().unwrap();
+        let pixel_values = PixelValues { values: &pixels.to_f32().unwrap(), shape };
+        self.model.encode_image(pixel_values, &Cancel::new())
     }
 }
 
