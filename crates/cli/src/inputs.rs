@@ -46,9 +46,8 @@ impl Input {
     ///
     /// # Errors
     /// The reason, without the name.
-    pub(crate) fn decode(&self) -> anyhow::Result<Image> {
-        let limits = ImageLimits::default();
-        Ok(decode_image(&self.read(limits.max_bytes)?, &limits)?)
+    pub(crate) fn decode(&self, limits: &ImageLimits) -> anyhow::Result<Image> {
+        Ok(decode_image(&self.read(limits.max_bytes)?, limits)?)
     }
 
     /// At most one byte more than `limit`: enough for the decoder to refuse what is longer.
@@ -230,9 +229,9 @@ mod tests {
         let folder = folder();
         assert_eq!(names(folder.path(), &["b.PNG", "", "gone.png"], false).unwrap(), ["b.PNG", "a.jpg", "gone.png"]);
         let input = Input::File(folder.path().join("gone.png"));
-        assert_eq!(input.decode().unwrap_err().to_string(), "no such file");
+        assert_eq!(input.decode(&ImageLimits::default()).unwrap_err().to_string(), "no such file");
         assert_eq!(
-            Input::File(folder.path().into()).decode().unwrap_err().to_string(),
+            Input::File(folder.path().into()).decode(&ImageLimits::default()).unwrap_err().to_string(),
             "this is a folder, not a picture"
         );
     }

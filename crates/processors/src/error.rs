@@ -179,7 +179,8 @@ impl Error {
             Self::Files(error) => return error.hint(),
             Self::UnknownImageFormat { .. } => "JPEG, PNG, WebP, GIF, BMP and TIFF are supported",
             Self::UnsupportedImageFormat { .. } => "convert it to PNG or JPEG first",
-            Self::ImageTooLarge { .. } | Self::ImageFileTooLarge { .. } => "scale it down first",
+            Self::ImageTooLarge { .. } => "scale it down, or raise the limit with --max-pixels",
+            Self::ImageFileTooLarge { .. } => "scale it down first",
             Self::TruncatedImage { .. } => "the file is incomplete; copy or download it again",
             Self::NoTokenizer { .. } => {
                 "load it once with transformers' AutoTokenizer and save_pretrained to get a tokenizer.json"

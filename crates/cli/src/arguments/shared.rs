@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 use ocelli_engine::{EarlyStopping, EngineOptions, GenerateOptions};
-use ocelli_processors::Detail;
+use ocelli_processors::{Detail, ImageLimits};
 
 use super::DEMO;
 use crate::output::OutPath;
@@ -17,6 +17,10 @@ pub(crate) struct AnswerArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) detail: DetailArg,
 
+    /// Refuse pictures of more pixels than this (default: 178956970, on sides of at most 32768)
+    #[arg(long, value_name = "N")]
+    pub(crate) max_pixels: Option<u32>,
+
     /// Print one JSON object per answer, with token counts and timings
     #[arg(long)]
     pub(crate) json: bool,
@@ -24,6 +28,14 @@ pub(crate) struct AnswerArgs {
     /// Tell sizes, token counts and timings on standard error
     #[arg(short, long)]
     pub(crate) verbose: bool,
+}
+
+impl AnswerArgs {
+    /// What a picture may be; whoever names a number of pixels means it for long and narrow ones, too.
+    pub(crate) fn image_limits(&self) -> ImageLimits {
+        let chosen = |pixels| ImageLimits { max_pixels: u64::from(pixels), max_side: pixels, ..ImageLimits::default() };
+        self.max_pixels.map_or_else(ImageLimits::default, chosen)
+    }
 }
 
 /// Which model, and what it may use.

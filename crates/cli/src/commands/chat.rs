@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::io::{IsTerminal, stdin, stdout};
 
 use ocelli_engine::{Answer, Engine, FinishReason, GenerateOptions, Input as Ask, Request};
-use ocelli_processors::{ChatOptions, Content, Detail, Image, Message};
+use ocelli_processors::{ChatOptions, Content, Detail, Image, ImageLimits, Message};
 
 use crate::arguments::ChatArgs;
 use crate::exit::{Exit, Failure, Outcome};
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &ChatArgs) -> Outcome {
 
 fn open(path: &OsStr) -> Result<Image, Failure> {
     let input = Input::File(path.into());
-    input.decode().map_err(|error| Failure::from(error.context(input.name())))
+    input.decode(&ImageLimits::default()).map_err(|error| Failure::from(error.context(input.name())))
 }
 
 /// The conversation so far.

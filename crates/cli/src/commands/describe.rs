@@ -105,7 +105,7 @@ impl Batch<'_> {
 
     fn ask(&self, input: &Input, graceful: &Graceful) -> Result<Answer, Problem> {
         let started = Instant::now();
-        let image = input.decode().map_err(|error| Problem::Picture(error.into()))?;
+        let image = input.decode(&self.args.answer.image_limits()).map_err(|error| Problem::Picture(error.into()))?;
         let decode_ms = started.elapsed().as_secs_f64() * 1e3;
         let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
         let request = model::request(prompt, vec![image], *raw, how.detail.into(), self.options.clone());

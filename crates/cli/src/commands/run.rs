@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use ocelli_engine::{Answer, Engine};
-use ocelli_processors::Image;
+use ocelli_processors::{Image, ImageLimits};
 
 use crate::arguments::RunArgs;
 use crate::exit::{Exit, Failure, Outcome};
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let names: Vec<String> = inputs.iter().map(Input::name).collect();
     let started = Instant::now();
     // Before the model is loaded: a mistyped path should not cost a minute.
-    let (images, decode_ms) = match decode(&inputs) {
+    let (images, decode_ms) = match decode(&inputs, &args.answer.image_limits()) {
         Ok(images) => (images, started.elapsed().as_secs_f64() * 1e3),
         Err(failure) => return fail(args, &names, files.label(), failure),
     };
@@ -58,8 +58,8 @@ fn read_prompt(argument: &str) -> Result<String, Failure> {
     Ok(prompt)
 }
 
-fn decode(inputs: &[Input]) -> Result<Vec<Image>, Failure> {
-    let decode = |input: &Input| input.decode().map_err(|error| Failure::from(error.context(input.name())));
+fn decode(inputs: &[Input], limits: &ImageLimits) -> Result<Vec<Image>, Failure> {
+    let decode = |input: &Input| input.decode(limits).map_err(|error| Failure::from(error.context(input.name())));
     inputs.iter().map(decode).collect()
 }
 

@@ -18,6 +18,16 @@ fn one_picture_is_one_answer() {
 }
 
 #[test]
+fn a_picture_over_the_limit_is_refused_with_numbers() {
+    let scratch = Scratch::with_pictures();
+    let ran = scratch.run(["describe", "pics/a.png", "--max-pixels", "99"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.stderr.contains("more than the limit of 99 per side and 99 in all"), "{ran:?}");
+    assert!(ran.stderr.contains("--max-pixels"), "{ran:?}");
+    scratch.run(["describe", "pics/a.png", "--max-pixels", "1000000", "--max-tokens", "1"]).ok();
+}
+
+#[test]
 fn the_json_object_has_exactly_the_promised_fields() {
     let scratch = Scratch::with_pictures();
     let ran = scratch.run(["describe", "pics/a.png", "--json", "--max-tokens", "4"]);

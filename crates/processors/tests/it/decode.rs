@@ -29,7 +29,7 @@ fn a_huge_picture_is_refused_before_it_is_decoded() {
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
     let expected = "the image is 40000x40000 pixels, more than the limit of 32768 per side and 178956970 in all";
     assert_eq!(error.to_string(), expected);
-    assert_eq!(error.hint().unwrap(), "scale it down first");
+    assert_eq!(error.hint().unwrap(), "scale it down, or raise the limit with --max-pixels");
 }
 
 #[test]
