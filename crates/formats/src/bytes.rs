@@ -53,6 +53,14 @@ impl SharedBytes {
         Some(Self { owner: self.owner.clone(), range: start + range.start..start + range.end })
     }
 
+    /// Says that these bytes will not be read again soon: of a mapped file, their memory is the system's again. They
+    /// stay readable.
+    pub fn release(&self) {
+        if let Owner::Mapped(map) = &self.owner {
+            mapped::release(map, self.range.clone());
+        }
+    }
+
     /// Whether the bytes are a view of a file on disk, whose pages the system may drop and read again.
     pub fn is_mapped(&self) -> bool {
         matches!(self.owner, Owner::Mapped(_))
@@ -143,5 +151,26 @@ mod tests {
         assert_eq!((large.len(), large[65535], large.is_mapped()), (64 * 1024, 7, true));
         let missing = SharedBytes::open(&folder.path().join("missing")).unwrap_err();
         assert!(matches!(missing, Error::Io { .. }));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn released_bytes_leave_memory_and_read_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        let content: Vec<u8> = (0..32 << 20).map(|i: usize| (i / 5) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+        };
+        let bytes = SharedBytes::open(&path).unwrap();
+        assert!(*bytes == *content);
+        let before = resident();
+        bytes.slice(4096..bytes.len() - 1).unwrap().release();
+        assert!(resident() + (24 << 20) < before, "{} of {before} bytes are left", resident());
+        assert!(*bytes == *content);
+        SharedBytes::from(vec![1]).release();
     }
 }
