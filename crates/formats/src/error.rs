@@ -307,6 +307,38 @@ pub enum Error {
         value: u64,
     },
 
+    /// A group size that no quantised matrix has.
+    #[error("groups of {group} weights are not supported, only of 32 or 64")]
+    GroupSize {
+        /// Weights per group.
+        group: usize,
+    },
+    /// Codes, scales or offsets that are not those of a matrix of this shape.
+    #[error("{actual} {part} are not those of a {shape:?} matrix in groups of {group}")]
+    GroupedLength {
+        /// `codes` (in bytes), `scales` or `offsets`.
+        part: &'static str,
+        /// Rows and weights per row.
+        shape: [usize; 2],
+        /// Weights per group.
+        group: usize,
+        /// How many there are.
+        actual: usize,
+    },
+    /// Row ranges that do not make one matrix.
+    #[error("row ranges of different matrices cannot be joined")]
+    GroupedParts,
+    /// A float tensor whose rows are not those that are to be quantised.
+    #[error("a tensor of shape {shape:?} has no rows {rows:?} of {inputs} weights")]
+    NotAMatrix {
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The rows asked for.
+        rows: std::ops::Range<usize>,
+        /// Weights per row.
+        inputs: usize,
+    },
+
     /// A text that cannot be a Hugging Face model id.
     #[error("`{id}` is not a model id such as `org/name`")]
     BadModelId {

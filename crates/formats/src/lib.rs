@@ -1,10 +1,12 @@
 //! Model files: safetensors, config.json, model folders; bytes in, named views out.
 //!
-//! What it never holds: arithmetic (beyond widening a number), network, model names outside `canonical`.
+//! What it never holds: a model's arithmetic (numbers are only converted from one format to another), network, model
+//! names outside `canonical`.
 //!
 //! - [`ModelFiles`]: the files of one model, in a folder or embedded in the binary.
 //! - [`Config`]: `config.json` in one canonical form, whatever wrote it.
 //! - [`Checkpoint`]: every weight of a model by name, over one or many safetensors files.
+//! - [`WeightData`]: a matrix as floats or, whatever format it was quantised in, as a [`GroupedTensor`].
 //! - [`hub_cache`]: where the Hugging Face tools keep models on this machine.
 #![deny(unsafe_code)]
 
@@ -15,9 +17,11 @@ mod config;
 mod dtype;
 mod error;
 mod files;
+mod grouped;
 pub mod hub_cache;
 mod mapped;
 mod quantization;
+mod quantize;
 mod safetensors;
 mod tensor;
 
@@ -27,6 +31,7 @@ pub use config::{Config, Section};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use files::ModelFiles;
+pub use grouped::{CodeBits, GroupedLayout, GroupedTensor, WeightData};
 pub use quantization::{ModuleQuantization, Quantization};
 pub use safetensors::Safetensors;
 pub use tensor::TensorData;

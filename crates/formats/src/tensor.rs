@@ -1,6 +1,6 @@
 //! One stored tensor: type, shape and a view of its bytes.
 
-use half::{bf16, f16};
+use half::f16;
 
 use crate::bytes::SharedBytes;
 use crate::dtype::Dtype;
@@ -60,13 +60,30 @@ impl TensorData {
     /// # Errors
     /// [`Error::NotFloat`] for integers and the 8-bit floats.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.n_elements()];
+        self.read_f32(0, &mut values)?;
+        Ok(values)
+    }
+
+    /// As many elements as `out` holds as f32, from element `start` on.
+    ///
+    /// # Errors
+    /// As [`TensorData::to_f32`].
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<()> {
+        let size = self.dtype.size();
+        let bytes = &self.bytes[start * size..(start + out.len()) * size];
         match self.dtype {
-            Dtype::F64 => Ok(self.map(|bytes| f64::from_le_bytes(bytes) as f32)),
-            Dtype::F32 => Ok(self.map(f32::from_le_bytes)),
-            Dtype::F16 => Ok(self.map(|bytes| f16::from_le_bytes(bytes).to_f32())),
-            Dtype::BF16 => Ok(self.map(|bytes| bf16::from_le_bytes(bytes).to_f32())),
-            dtype => Err(Error::NotFloat { dtype, shape: self.shape.clone() }),
+            Dtype::F64 => widen(bytes, out, |bytes| f64::from_le_bytes(bytes) as f32),
+            Dtype::F32 => widen(bytes, out, f32::from_le_bytes),
+            Dtype::F16 => widen(bytes, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            // As `bf16::to_f32`, without its branch for signalling NaNs, which keeps the loop from being vectorised.
+            Dtype::BF16 => widen(bytes, out, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)),
+            dtype => return Err(Error::NotFloat { dtype, shape: self.shape.clone() }),
         }
+        Ok(())
     }
 
     /// All elements as i64, in order; `Bool` gives 0 and 1.
@@ -100,12 +117,20 @@ pub(crate) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(dtype.size(), |bytes, &extent| bytes.checked_mul(extent))
 }
 
+/// Reads element by element, so no alignment is assumed.
+fn widen<const SIZE: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; SIZE]) -> f32) {
+    let (elements, _) = bytes.as_chunks::<SIZE>();
+    out.iter_mut().zip(elements).for_each(|(out, bytes)| *out = read(*bytes));
+}
+
 fn signed(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|_| Error::IntegerTooLarge { value })
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     fn tensor<const SIZE: usize>(dtype: Dtype, elements: &[[u8; SIZE]]) -> TensorData {
