@@ -15,13 +15,22 @@ pub fn read_bandwidth(backend: &CpuBackend) -> f64 {
 }
 
 /// Float32 operations per second of the backend's threads together when they do nothing but multiply and add in the
-/// backend's instruction set: the limit of vision and prefill.
+/// backend's instruction set: the limit of vision and prefill with float32 weights.
 pub fn multiply_add_peak(backend: &CpuBackend) -> f64 {
-    let kernels = backend.shared.kernels;
+    let (_, f32) = peaks(backend).next().expect("every instruction set multiplies float32");
+    f32
+}
+
+/// Operations per second of the backend's threads together for every kind of arithmetic that the backend's instruction
+/// set has, `f32` first, then `bf16` and `int8` where there are such instructions: the limits of vision and prefill.
+pub fn peaks(backend: &CpuBackend) -> impl Iterator<Item = (&'static str, f64)> {
     // Many small parts: a thread that is held up leaves its share to the others.
     let parts = 16 * backend.threads();
-    let flops = parts * kernels.multiply_adds(ROUNDS);
-    flops as f64 / best(|| backend.shared.threads.for_each(0..parts, |_| _ = kernels.multiply_adds(ROUNDS)))
+    backend.shared.kernels.peaks().map(move |peak| {
+        let operations = parts * peak.run(ROUNDS);
+        let seconds = best(|| backend.shared.threads.for_each(0..parts, |_| _ = peak.run(ROUNDS)));
+        (peak.name(), operations as f64 / seconds)
+    })
 }
 
 /// Seconds of a good call: of all calls within 400 ms, a tenth was faster. On a busy machine that is what comes closest

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use crate::activation::Activation;
 use crate::attention::Attend;
 use crate::matmul::Matmul;
+use crate::peak::{Peak, PeakFn};
 use crate::view::MatrixMut;
 
 /// All operations for one instruction set.
@@ -30,7 +31,8 @@ pub struct Kernels {
     pub(crate) rope_halves: RopeFn,
     pub(crate) softmax: fn(&mut [f32]),
     pub(crate) attend: fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]),
-    pub(crate) multiply_adds: fn(usize, &mut [f32]),
+    pub(crate) multiply_adds: PeakFn,
+    pub(crate) other_peaks: &'static [Peak],
 }
 
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);

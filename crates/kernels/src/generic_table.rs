@@ -50,6 +50,7 @@ macro_rules! row {
                 name: $name,
                 lanes: $type::LANES,
                 tile_rows: $type::TILE_ROWS,
+                other_peaks: &[],
                 $($kernel: {
                     fn entry($($argument: $argument_type),+) {
                         crate::generic_table::compiled_with!(

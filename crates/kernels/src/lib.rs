@@ -44,6 +44,7 @@ pub use attention::{Attend, BLOCK_TOKENS, BlockSource, KvLayout};
 pub use dispatch::{Error, Kernels};
 pub use matmul::Matmul;
 pub use patches::{Patches, unfold_patches};
+pub use peak::Peak;
 pub use rope::RopeDims;
 pub use view::{MatrixMut, Tiles};
 pub use weights::WeightMatrix;

@@ -1,18 +1,48 @@
-//! Multiply-adds on registers and nothing else: what the processor could do, as a measure for everything it does.
+//! Arithmetic on registers and nothing else: what the processor could do, as a measure for everything it does.
 
 use std::hint::black_box;
 
 use crate::dispatch::Kernels;
 use crate::simd::Simd;
 
+/// A kind of arithmetic that an instruction set has: run it and take the time to learn a thread's peak.
+#[derive(Clone, Copy)]
+pub struct Peak {
+    name: &'static str,
+    /// Operations of a round: a multiply-add is two.
+    operations: usize,
+    run: PeakFn,
+}
+
+/// Runs that many rounds; writes something that depends on all of them to the first value.
+pub(crate) type PeakFn = fn(usize, &mut [f32]);
+
+impl Peak {
+    /// Of `run`, whose rounds are `operations` operations each.
+    pub(crate) const fn new(name: &'static str, operations: usize, run: PeakFn) -> Self {
+        Self { name, operations, run }
+    }
+
+    /// What is multiplied: `f32`, `bf16`, `int8`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Computes `rounds` rounds of independent multiply-adds on this thread; returns the number of operations (a
+    /// multiply-add is two).
+    pub fn run(&self, rounds: usize) -> usize {
+        let mut result = [0.0];
+        (self.run)(rounds, &mut result);
+        black_box(result);
+        rounds * self.operations
+    }
+}
+
 impl Kernels {
-    /// Computes `rounds` rounds of independent multiply-adds; returns the number of floating point operations (a
-    /// multiply-add is two). Time it to learn a thread's peak.
-    pub fn multiply_adds(&self, rounds: usize) -> usize {
-        let mut sum = [0.0];
-        (self.multiply_adds)(rounds, &mut sum);
-        black_box(sum);
-        2 * rounds * SUMS * self.lanes
+    /// Every kind of arithmetic that the instruction set has, `f32` first.
+    pub fn peaks(&self) -> impl Iterator<Item = Peak> {
+        let f32 = Peak::new("f32", 2 * SUMS * self.lanes, self.multiply_adds);
+        std::iter::once(f32).chain(self.other_peaks.iter().copied())
     }
 }
 
@@ -48,7 +78,11 @@ mod tests {
     #[test]
     fn every_round_counts() {
         for kernels in Kernels::available() {
-            assert_eq!(kernels.multiply_adds(10), 2 * 10 * SUMS * kernels.lanes, "{}", kernels.name());
+            let peaks: Vec<Peak> = kernels.peaks().collect();
+            assert_eq!(peaks[0].name(), "f32");
+            for peak in peaks {
+                assert_eq!(peak.run(10), 10 * peak.operations, "{} {}", kernels.name(), peak.name());
+            }
             // x = x / 2 + 1 ends at 2 wherever it begins.
             let mut sum = [0.0];
             (kernels.multiply_adds)(60, &mut sum);
