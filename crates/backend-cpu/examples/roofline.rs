@@ -116,8 +116,6 @@ impl Run<'_> {
             println!("rms_norm {rows} x {width}: {:.2} us", seconds * 1e6);
             let seconds = best(|| drop(black_box(backend.layer_norm(&x, &weight, &weight, 1e-5))));
             println!("layer_norm {rows} x {width}: {:.2} us", seconds * 1e6);
-            let seconds = best(|| drop(black_box(backend.silu_mul(&x, &x))));
-            println!("silu_mul {rows} x {width}: {:.2} us", seconds * 1e6);
             let seconds = best(|| drop(black_box(backend.add(&x, &x))));
             println!("add {rows} x {width}: {:.2} us", seconds * 1e6);
         }

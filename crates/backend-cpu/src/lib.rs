@@ -5,6 +5,7 @@
 
 mod buffer;
 mod kv;
+mod linear;
 pub mod machine;
 mod ops;
 mod pool;
@@ -17,6 +18,7 @@ use ocelli_kernels::Kernels;
 
 pub use buffer::Buffer;
 pub use kv::CpuKvBlocks;
+pub use ops::StepGuard;
 pub use weight::CpuWeight;
 
 use buffer::BufferPool;

@@ -2,22 +2,30 @@
 
 use std::cell::RefCell;
 
-use ocelli_backend::{Activation, AttentionDims, Backend, Epilogue, PatchDims, Span};
+use ocelli_backend::{AttentionDims, Backend, Epilogue, PatchDims, Span};
 use ocelli_formats::TensorData;
-use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, Matmul, MatrixMut, Patches, RopeDims, unfold_patches};
+use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, MatrixMut, Patches, RopeDims, unfold_patches};
 
 use crate::CpuBackend;
 use crate::buffer::{Aligned, Buffer};
 use crate::kv::{Contiguous, CpuKvBlocks, Paged};
 use crate::weight::CpuWeight;
 
+/// Keeps the threads awake between operations.
+pub struct StepGuard;
+
 impl Backend for CpuBackend {
     type Buffer = Buffer;
     type Weight = CpuWeight;
     type KvBlocks = CpuKvBlocks;
+    type StepGuard = StepGuard;
 
     fn name(&self) -> &'static str {
         "cpu"
+    }
+
+    fn begin_step(&self) -> StepGuard {
+        StepGuard
     }
 
     fn upload(&self, values: &[f32]) -> Buffer {
@@ -34,29 +42,12 @@ impl Backend for CpuBackend {
         CpuWeight::new(data)
     }
 
-    fn linear(&self, x: &Buffer, rows: usize, weight: &CpuWeight, epilogue: Epilogue<'_, Self>) -> Buffer {
-        let (inputs, outputs) = (weight.inputs(), weight.outputs());
-        let mut out = self.buffer(rows * outputs);
-        if out.is_empty() {
-            return out;
-        }
-        let problem = Matmul {
-            x,
-            rows,
-            inputs,
-            weights: weight.matrix(),
-            bias: epilogue.bias.map(|bias| &**bias),
-            activation: activation(epilogue.activation),
-            residual: epilogue.residual.map(|residual| &**residual),
-        };
-        let kernels = self.shared.kernels;
-        let scratch_len = kernels.matmul_scratch_len(rows, inputs);
-        let (part_rows, part_columns) = part_of_product(self.shared.threads.len(), rows, outputs);
-        let parts = MatrixMut::new(&mut out, rows).tiles(part_rows, part_columns);
-        self.split(rows * inputs * outputs, parts, |part| {
-            with_scratch(scratch_len, |scratch| kernels.matmul(&problem, part, scratch));
-        });
-        out
+    fn linears(&self, x: &Buffer, rows: usize, products: &[(&CpuWeight, Epilogue<'_, Self>)]) -> Vec<Buffer> {
+        self.products(x, rows, products)
+    }
+
+    fn swiglu(&self, x: &Buffer, rows: usize, gate: &CpuWeight, up: &CpuWeight) -> Buffer {
+        self.gated_product(x, rows, gate, up)
     }
 
     fn embed(&self, table: &CpuWeight, ids: &[u32]) -> Buffer {
@@ -78,14 +69,6 @@ impl Backend for CpuBackend {
         let mut out = self.buffer(x.len());
         let parts = out.chunks_mut(row.len()).zip(x.chunks(row.len()));
         self.split(x.len(), parts, |(out, x)| self.shared.kernels.add(x, row, out));
-        out
-    }
-
-    fn silu_mul(&self, gate: &Buffer, up: &Buffer) -> Buffer {
-        assert_eq!(gate.len(), up.len(), "products of different lengths");
-        let mut out = self.buffer(gate.len());
-        let parts = out.chunks_mut(PART).zip(gate.chunks(PART).zip(up.chunks(PART)));
-        self.split(gate.len() * 8, parts, |(out, (gate, up))| self.shared.kernels.silu_mul(gate, up, out));
         out
     }
 
@@ -229,12 +212,12 @@ impl Backend for CpuBackend {
 }
 
 impl CpuBackend {
-    fn buffer(&self, len: usize) -> Buffer {
+    pub(crate) fn buffer(&self, len: usize) -> Buffer {
         self.shared.buffers.take(len)
     }
 
     /// Computes all parts of an operation of `cost` multiplications or so: on all threads if that is worth it.
-    fn split<I>(&self, cost: usize, parts: I, compute: impl Fn(I::Item) + Sync)
+    pub(crate) fn split<I>(&self, cost: usize, parts: I, compute: impl Fn(I::Item) + Sync)
     where
         I: Iterator + Send,
         I::Item: Send,
@@ -260,27 +243,11 @@ impl CpuBackend {
     }
 }
 
-/// Rows and columns of a matrix product that a thread takes at a time: several parts per thread.
-///
-/// Few rows are never split: every part would read the same weights. Many rows are, rather than having parts so narrow
-/// that they read all of x for a few columns.
-fn part_of_product(threads: usize, rows: usize, outputs: usize) -> (usize, usize) {
-    const NARROWEST: usize = 96;
-    const LOWEST: usize = 48;
-    let parts = 4 * threads;
-    let columns = outputs.div_ceil(parts).next_multiple_of(16);
-    if rows < 2 * LOWEST || columns >= NARROWEST {
-        return (rows, columns);
-    }
-    let row_parts = parts.div_ceil(outputs.div_ceil(NARROWEST));
-    (rows.div_ceil(row_parts).next_multiple_of(12).max(LOWEST), NARROWEST)
-}
-
 /// Work below this many multiplications takes less time than waking a thread up.
 const WORTH_SHARING: usize = 64 * 1024;
 
 /// Elements that a thread takes at a time in element-wise operations.
-const PART: usize = 8 * 1024;
+pub(crate) const PART: usize = 8 * 1024;
 
 /// Rows of queries that a thread takes at a time.
 const QUERIES: usize = 32;
@@ -290,17 +257,8 @@ fn rows_per_part(width: usize) -> usize {
     (PART / width.max(1)).max(1) * width.max(1)
 }
 
-fn activation(activation: Activation) -> ocelli_kernels::Activation {
-    match activation {
-        Activation::None => ocelli_kernels::Activation::None,
-        Activation::Gelu => ocelli_kernels::Activation::Gelu,
-        Activation::GeluTanh => ocelli_kernels::Activation::GeluTanh,
-        Activation::Silu => ocelli_kernels::Activation::Silu,
-    }
-}
-
 /// Lends the thread's scratch memory, which grows as needed.
-fn with_scratch(len: usize, compute: impl FnOnce(&mut [f32])) {
+pub(crate) fn with_scratch(len: usize, compute: impl FnOnce(&mut [f32])) {
     thread_local! {
         static SCRATCH: RefCell<Aligned> = RefCell::default();
     }
@@ -316,6 +274,7 @@ fn with_scratch(len: usize, compute: impl FnOnce(&mut [f32])) {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    use ocelli_backend::Activation;
     use ocelli_formats::Dtype;
     use ocelli_testkit::Random;
 
@@ -333,6 +292,7 @@ mod tests {
     /// Something like a decoder layer over several sequences, large enough that threads share its work.
     struct Layer {
         up: CpuWeight,
+        gate: CpuWeight,
         down: CpuWeight,
         kv_proj: CpuWeight,
         norm: Vec<f32>,
@@ -348,8 +308,9 @@ mod tests {
                 backend.weight(data).unwrap()
             };
             let kv_width = HIDDEN / HEADS * KV_HEADS;
-            let (up, down, kv_proj) = (weight(500, HIDDEN), weight(HIDDEN, 500), weight(kv_width, HIDDEN));
-            Self { up, down, kv_proj, norm: Random::new(2).values(HIDDEN) }
+            let (up, down, kv_proj) = (weight(500, HIDDEN), weight(HIDDEN, 300), weight(kv_width, HIDDEN));
+            let gate = weight(300, 500);
+            Self { up, gate, down, kv_proj, norm: Random::new(2).values(HIDDEN) }
         }
 
         /// Fresh sequences of these lengths; rows one after another.
@@ -376,7 +337,7 @@ mod tests {
             let attended = backend.attention_cached(&q, HEADS, &kv, &spans, 0.2);
             let up = Epilogue { bias: None, activation: Activation::GeluTanh, residual: None };
             let up = backend.linear(&attended, rows, &self.up, up);
-            let gated = backend.silu_mul(&up, &up);
+            let gated = backend.swiglu(&up, rows, &self.gate, &self.gate);
             let down = Epilogue { bias: None, activation: Activation::None, residual: Some(&x) };
             backend.download(&backend.linear(&gated, rows, &self.down, down))
         }
@@ -443,17 +404,6 @@ mod tests {
         let result = catch_unwind(AssertUnwindSafe(|| backend.attention_cached(&q, HEADS, &kv, &spans, 1.0)));
         assert!(result.is_err());
         assert_eq!(layer.forward(&backend, &x, &[64]), expected);
-    }
-
-    #[test]
-    fn parts_of_a_product_suit_its_shape() {
-        // Decode: whole rows, so that weights are read once.
-        assert_eq!(part_of_product(2, 1, 1536), (1, 192));
-        assert_eq!(part_of_product(16, 8, 576), (8, 16));
-        // Vision on many threads: rows are split before columns get narrow.
-        assert_eq!(part_of_product(2, 1024, 768), (1024, 96));
-        assert_eq!(part_of_product(16, 1024, 768), (132, 96));
-        assert_eq!(part_of_product(64, 100, 64), (48, 96));
     }
 
     #[test]

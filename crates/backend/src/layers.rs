@@ -33,14 +33,38 @@ impl<B: Backend> Linear<B> {
         self.run(x, Activation::None, Some(residual))
     }
 
+    /// [`Self::forward`] of several layers on the same `x`, in one operation.
+    #[track_caller]
+    pub fn forward_many<const N: usize>(layers: [&Self; N], x: &Tensor<B>) -> [Tensor<B>; N] {
+        let products = layers.map(|layer| {
+            layer.check(x);
+            (&*layer.weight, layer.epilogue(Activation::None, None))
+        });
+        let mut results = x.backend().linears(x.buffer(), x.rows(), &products).into_iter();
+        layers.map(|layer| layer.wrap(x, results.next().expect("one result per layer")))
+    }
+
     #[track_caller]
     fn run(&self, x: &Tensor<B>, activation: Activation, residual: Option<&Tensor<B>>) -> Tensor<B> {
+        self.check(x);
+        let epilogue = self.epilogue(activation, residual);
+        self.wrap(x, x.backend().linear(x.buffer(), x.rows(), &self.weight, epilogue))
+    }
+
+    #[track_caller]
+    fn check(&self, x: &Tensor<B>) {
         assert_eq!(x.width(), self.in_features, "{:?} does not end in {} features", x.shape(), self.in_features);
+    }
+
+    fn epilogue<'a>(&'a self, activation: Activation, residual: Option<&'a Tensor<B>>) -> Epilogue<'a, B> {
         let bias = self.bias.as_ref().map(Tensor::buffer);
-        let epilogue = Epilogue { bias, activation, residual: residual.map(Tensor::buffer) };
+        Epilogue { bias, activation, residual: residual.map(Tensor::buffer) }
+    }
+
+    /// A product with `x`: the shape of `x`, but for the last dimension.
+    fn wrap(&self, x: &Tensor<B>, product: B::Buffer) -> Tensor<B> {
         let mut shape = x.shape().to_vec();
         *shape.last_mut().expect("a tensor has a dimension") = self.out_features;
-        let product = x.backend().linear(x.buffer(), x.rows(), &self.weight, epilogue);
         Tensor::wrap(x.backend(), product, shape)
     }
 }
@@ -114,7 +138,9 @@ impl<B: Backend> SwiGlu<B> {
     /// `[…, hidden]` -> the same shape, `residual` added.
     #[track_caller]
     pub fn forward_add(&self, x: &Tensor<B>, residual: &Tensor<B>) -> Tensor<B> {
-        self.down.forward_add(&self.gate.forward(x).silu_mul(&self.up.forward(x)), residual)
+        self.gate.check(x);
+        let hidden = x.backend().swiglu(x.buffer(), x.rows(), &self.gate.weight, &self.up.weight);
+        self.down.forward_add(&self.gate.wrap(x, hidden), residual)
     }
 }
 

@@ -14,9 +14,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type Weight: Send + Sync;
     /// The keys and values of one layer, in blocks of [`crate::BLOCK_TOKENS`] tokens.
     type KvBlocks: Send;
+    /// What keeps the device ready for the next operation: see [`Backend::begin_step`].
+    type StepGuard;
 
     /// Name for messages and reports.
     fn name(&self) -> &'static str;
+
+    /// Says that operations will follow each other closely until the guard is dropped: a device that sleeps when it has
+    /// nothing to do stays awake between them. Results are the same without it.
+    fn begin_step(&self) -> Self::StepGuard;
 
     /// Moves values to the device.
     fn upload(&self, values: &[f32]) -> Self::Buffer;
@@ -37,7 +43,21 @@ pub trait Backend: Clone + Send + Sync + 'static {
         rows: usize,
         weight: &Self::Weight,
         epilogue: Epilogue<'_, Self>,
-    ) -> Self::Buffer;
+    ) -> Self::Buffer {
+        self.linears(x, rows, &[(weight, epilogue)]).pop().expect("one product of one weight")
+    }
+
+    /// Several products of the same `x [rows, in]`, each with its own epilogue: one buffer `[rows, out]` for each, in
+    /// order. The results are those of [`Backend::linear`], to the last bit.
+    fn linears(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        products: &[(&Self::Weight, Epilogue<'_, Self>)],
+    ) -> Vec<Self::Buffer>;
+
+    /// `silu(x · gateᵀ) * (x · upᵀ)`: `[rows, out]` of two weights `[out, in]`.
+    fn swiglu(&self, x: &Self::Buffer, rows: usize, gate: &Self::Weight, up: &Self::Weight) -> Self::Buffer;
 
     /// Rows `ids` of a matrix: `[ids, in]`.
     fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Buffer;
@@ -47,9 +67,6 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// `x [rows, n] + row [n]` for every group of `n` elements, repeated.
     fn add_repeated(&self, x: &Self::Buffer, row: &Self::Buffer) -> Self::Buffer;
-
-    /// `silu(gate) * up`, element by element.
-    fn silu_mul(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Self::Buffer;
 
     /// `x / sqrt(mean(x²) + eps) * weight` over each row of `weight.len()` elements.
     fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, eps: f32) -> Self::Buffer;
@@ -129,6 +146,14 @@ impl<B: Backend> Epilogue<'_, B> {
         Self { bias: None, activation: Activation::None, residual: None }
     }
 }
+
+impl<B: Backend> Clone for Epilogue<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Epilogue<'_, B> {}
 
 /// Element-wise functions that follow a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -89,13 +89,6 @@ impl<B: Backend> Tensor<B> {
         self.like(self.backend.add_repeated(&self.buffer, &row.buffer))
     }
 
-    /// `silu(self) * up`.
-    #[track_caller]
-    pub fn silu_mul(&self, up: &Self) -> Self {
-        assert_eq!(self.shape, up.shape, "gate {:?} and up {:?} differ", self.shape, up.shape);
-        self.like(self.backend.silu_mul(&self.buffer, &up.buffer))
-    }
-
     /// Rotates `[rows, heads, D]` by the angles of `rope`.
     #[track_caller]
     pub fn rope(&self, rope: &RopeRows<B>) -> Self {

@@ -214,6 +214,7 @@ impl<B: Backend> Session for ModelSession<B> {
         }
         let shape = [image.n_tiles, 3, image.height, image.width];
         let pixel_values = PixelValues { values: &image.pixel_values, shape };
+        let _step = self.backend.begin_step();
         let features = self.model.encode_image(pixel_values, cancel);
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
@@ -251,6 +252,7 @@ impl<B: Backend> Session for ModelSession<B> {
 
     fn prefill(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<Vec<f32>> {
         self.check(sequence, prompt)?;
+        let _step = self.backend.begin_step();
         let features = self.concatenated(prompt.images);
         let mut logits = Vec::new();
         let mut used = 0;
@@ -278,6 +280,7 @@ impl<B: Backend> Session for ModelSession<B> {
     fn decode(&mut self, next: &[(SequenceId, u32)]) -> Vec<f32> {
         let ids: Vec<u32> = next.iter().map(|&(_, id)| id).collect();
         let growth: Vec<(SequenceId, usize)> = next.iter().map(|&(sequence, _)| (sequence, 1)).collect();
+        let _step = self.backend.begin_step();
         let x = self.model.embed(&ids);
         let step = self.cache.step(&growth);
         let hidden = self.model.forward(&x, &step, &mut self.cache);

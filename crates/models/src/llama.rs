@@ -254,9 +254,9 @@ impl<B: Backend> Attention<B> {
         step: &Step,
         kv: &mut LayerKv<B>,
     ) -> Tensor<B> {
-        let q = self.q_proj.forward(x).split_heads(self.n_heads).rope(rope); // [R, H, D]
-        let k = self.k_proj.forward(x).split_heads(self.n_kv_heads).rope(rope); // [R, K, D]
-        let v = self.v_proj.forward(x).split_heads(self.n_kv_heads);
+        let [q, k, v] = Linear::forward_many([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let q = q.split_heads(self.n_heads).rope(rope); // [R, H, D]
+        let (k, v) = (k.split_heads(self.n_kv_heads).rope(rope), v.split_heads(self.n_kv_heads)); // [R, K, D]
         let attended = q.attend(kv.append(&k, &v, step), self.scale, step);
         self.o_proj.forward_add(&attended.merge_heads(), residual) // [R, hidden]
     }

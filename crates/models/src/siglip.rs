@@ -158,8 +158,8 @@ impl<B: Backend> Attention<B> {
     }
 
     fn forward_add(&self, x: &Tensor<B>, residual: &Tensor<B>) -> Tensor<B> {
-        let heads = |linear: &Linear<B>| linear.forward(x).split_heads(self.n_heads); // [N × T, H, D]
-        let (q, k, v) = (heads(&self.q_proj), heads(&self.k_proj), heads(&self.v_proj));
+        let projections = Linear::forward_many([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let [q, k, v] = projections.map(|projection| projection.split_heads(self.n_heads)); // [N × T, H, D]
         let attended = q.attend_all(&k, &v, x.shape()[0], self.scale);
         self.out_proj.forward_add(&attended.merge_heads().reshape(x.shape()), residual)
     }

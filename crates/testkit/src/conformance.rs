@@ -11,6 +11,8 @@ use crate::{Random, ReferenceBackend};
 /// At the first case whose result differs from the reference backend's by more than its tolerance.
 pub fn conformance<B: Backend>(backend: &B) {
     linear(backend);
+    linears(backend);
+    swiglu(backend);
     embed(backend);
     elementwise(backend);
     norms(backend);
@@ -81,6 +83,50 @@ fn product<B: Backend>(
     backend.linear(&x, rows, &weight, if fused { all } else { Epilogue::none() })
 }
 
+/// Several products of one x are those of each alone, in a step and outside of one.
+fn linears<B: Backend>(backend: &B) {
+    let mut random = Random::new(10);
+    for (rows, n_in, outputs) in
+        [(1, 64, [48, 16, 7]), (1, 576, [576, 192, 192]), (5, 96, [33, 1, 64]), (70, 40, [20; 3])]
+    {
+        let x = random.values(rows * n_in);
+        let matrices = outputs.map(|n_out| matrix(&mut random, Dtype::BF16, n_out, n_in));
+        let (bias, residual) = (random.values(outputs[1]), random.values(rows * outputs[2]));
+        let (on_x, on_bias, on_residual) = (backend.upload(&x), backend.upload(&bias), backend.upload(&residual));
+        let weights = matrices.each_ref().map(|matrix| backend.weight(matrix.clone()).expect("a float matrix"));
+        let epilogues = [
+            Epilogue::none(),
+            Epilogue { bias: Some(&on_bias), activation: Activation::Silu, residual: None },
+            Epilogue { bias: None, activation: Activation::None, residual: Some(&on_residual) },
+        ];
+        let _step = backend.begin_step();
+        let products: Vec<_> = weights.iter().zip(epilogues).collect();
+        let together = backend.linears(&on_x, rows, &products);
+        assert_eq!(together.len(), 3, "{}: a result per product", backend.name());
+        for (at, (weight, epilogue)) in products.into_iter().enumerate() {
+            let run = pair(backend, format!("linears {rows}x{n_in}x{outputs:?}, product {at}"));
+            run.check(&together[at], &backend.download(&backend.linear(&on_x, rows, weight, epilogue)), 0.0);
+        }
+    }
+}
+
+fn swiglu<B: Backend>(backend: &B) {
+    let mut random = Random::new(11);
+    for (rows, n_in, n_out) in [(1, 33, 7), (1, 576, 1536), (4, 64, 100), (40, 96, 130)] {
+        let x: Vec<f32> = random.values(rows * n_in).iter().map(|value| value * 3.0).collect();
+        let [gate, up] = [(); 2].map(|()| matrix(&mut random, Dtype::BF16, n_out, n_in));
+        let expected = gated(&ReferenceBackend, &x, rows, &gate, &up);
+        let actual = gated(backend, &x, rows, &gate, &up);
+        let run = pair(backend, format!("swiglu {rows}x{n_in}x{n_out}"));
+        run.check(&actual, &expected, 4e-6 * (n_in as f32).sqrt().max(4.0));
+    }
+}
+
+fn gated<B: Backend>(backend: &B, x: &[f32], rows: usize, gate: &TensorData, up: &TensorData) -> B::Buffer {
+    let [gate, up] = [gate, up].map(|matrix| backend.weight(matrix.clone()).expect("a float matrix"));
+    backend.swiglu(&backend.upload(x), rows, &gate, &up)
+}
+
 fn embed<B: Backend>(backend: &B) {
     let mut random = Random::new(2);
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
@@ -98,9 +144,6 @@ fn elementwise<B: Backend>(backend: &B) {
         let (a, b) = (random.values(count), random.values(count));
         let (on_a, on_b) = (backend.upload(&a), backend.upload(&b));
         pair(backend, "add").check(&backend.add(&on_a, &on_b), &ReferenceBackend.add(&a, &b), 1e-6);
-        let scaled: Vec<f32> = a.iter().map(|value| value * 30.0).collect();
-        let actual = backend.silu_mul(&backend.upload(&scaled), &on_b);
-        pair(backend, "silu_mul").check(&actual, &ReferenceBackend.silu_mul(&scaled, &b), 4e-6);
         let repeated: Vec<f32> = random.values(count * 3);
         let actual = backend.add_repeated(&backend.upload(&repeated), &on_a);
         pair(backend, "add_repeated").check(&actual, &ReferenceBackend.add_repeated(&repeated, &a), 1e-6);

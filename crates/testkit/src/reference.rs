@@ -25,10 +25,13 @@ impl Backend for ReferenceBackend {
     type Buffer = Vec<f32>;
     type Weight = Matrix;
     type KvBlocks = Slots;
+    type StepGuard = ();
 
     fn name(&self) -> &'static str {
         "reference"
     }
+
+    fn begin_step(&self) {}
 
     fn upload(&self, values: &[f32]) -> Vec<f32> {
         values.to_vec()
@@ -43,17 +46,14 @@ impl Backend for ReferenceBackend {
         Ok(Matrix { values, in_features: data.shape()[1] })
     }
 
-    fn linear(&self, x: &Vec<f32>, rows: usize, weight: &Matrix, epilogue: Epilogue<'_, Self>) -> Vec<f32> {
-        let n_in = weight.in_features;
-        let n_out = weight.values.len() / n_in;
-        let element = |at: usize| {
-            let (row, out) = (at / n_out, at % n_out);
-            let (x, w) = (&x[row * n_in..][..n_in], &weight.values[out * n_in..][..n_in]);
-            let sum = dot(x, w) + epilogue.bias.map_or(0.0, |bias| f64::from(bias[out]));
-            let residual = epilogue.residual.map_or(0.0, |residual| f64::from(residual[at]));
-            (activate(sum, epilogue.activation) + residual) as f32
-        };
-        (0..rows * n_out).map(element).collect()
+    fn linears(&self, x: &Vec<f32>, rows: usize, products: &[(&Matrix, Epilogue<'_, Self>)]) -> Vec<Vec<f32>> {
+        products.iter().map(|(weight, epilogue)| product(x, rows, weight, epilogue)).collect()
+    }
+
+    fn swiglu(&self, x: &Vec<f32>, rows: usize, gate: &Matrix, up: &Matrix) -> Vec<f32> {
+        let silu = Epilogue { activation: Activation::Silu, ..Epilogue::none() };
+        let (gate, up) = (product(x, rows, gate, &silu), product(x, rows, up, &Epilogue::none()));
+        gate.iter().zip(&up).map(|(gate, up)| gate * up).collect()
     }
 
     fn embed(&self, table: &Matrix, ids: &[u32]) -> Vec<f32> {
@@ -67,11 +67,6 @@ impl Backend for ReferenceBackend {
 
     fn add_repeated(&self, x: &Vec<f32>, row: &Vec<f32>) -> Vec<f32> {
         x.iter().zip(row.iter().cycle()).map(|(a, b)| a + b).collect()
-    }
-
-    fn silu_mul(&self, gate: &Vec<f32>, up: &Vec<f32>) -> Vec<f32> {
-        let element = |(&gate, &up): (&f32, &f32)| (activate(gate.into(), Activation::Silu) * f64::from(up)) as f32;
-        gate.iter().zip(up).map(element).collect()
     }
 
     fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32) -> Vec<f32> {
@@ -204,6 +199,19 @@ impl Slots {
         self.keys.resize(len, vec![0.0; width]);
         self.values.resize(len, vec![0.0; width]);
     }
+}
+
+fn product(x: &[f32], rows: usize, weight: &Matrix, epilogue: &Epilogue<'_, ReferenceBackend>) -> Vec<f32> {
+    let n_in = weight.in_features;
+    let n_out = weight.values.len() / n_in;
+    let element = |at: usize| {
+        let (row, out) = (at / n_out, at % n_out);
+        let (x, w) = (&x[row * n_in..][..n_in], &weight.values[out * n_in..][..n_in]);
+        let sum = dot(x, w) + epilogue.bias.map_or(0.0, |bias| f64::from(bias[out]));
+        let residual = epilogue.residual.map_or(0.0, |residual| f64::from(residual[at]));
+        (activate(sum, epilogue.activation) + residual) as f32
+    };
+    (0..rows * n_out).map(element).collect()
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
