@@ -1,10 +1,12 @@
 //! The dispatch table: which instruction sets exist, which of them this processor has, which one is used.
 
 use std::env;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::activation::Activation;
 use crate::attention::Attend;
+use crate::convolution::Depthwise;
 use crate::matmul::Matmul;
 use crate::peak::{Peak, PeakFn};
 use crate::view::MatrixMut;
@@ -30,6 +32,7 @@ pub struct Kernels {
     pub(crate) layer_norm: LayerNormFn,
     pub(crate) rope_halves: RopeFn,
     pub(crate) softmax: fn(&mut [f32]),
+    pub(crate) depthwise: fn(&Depthwise<'_>, Range<usize>, &mut [f32]),
     pub(crate) attend: fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]),
     pub(crate) multiply_adds: PeakFn,
     pub(crate) other_peaks: &'static [Peak],

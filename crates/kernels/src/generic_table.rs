@@ -21,6 +21,7 @@ macro_rules! kernel_table {
             layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = layer_norm;
             rope_halves(x: &[f32], heads: usize, cos: &[f32], sin: &[f32], out: &mut [f32]) = rope_halves;
             softmax(values: &mut [f32]) = softmax;
+            depthwise(problem: &Depthwise<'_>, rows: Range<usize>, out: &mut [f32]) = depthwise;
             attend(problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = attend;
             multiply_adds(rounds: usize, out: &mut [f32]) = multiply_adds;
         }
@@ -31,9 +32,12 @@ macro_rules! row {
     ($attributes:tt $name:literal, $type:ident, $simd:expr;
      $($kernel:ident($($argument:ident: $argument_type:ty),+) = $algorithm:expr;)+) => {
         mod row {
+            use std::ops::Range;
+
             use super::$type;
             use crate::activation::{Activation, activate, silu_mul};
             use crate::attention::{Attend, attend};
+            use crate::convolution::{Depthwise, depthwise};
             use crate::dispatch::Kernels;
             use crate::elementwise::add;
             use crate::embed::embed;

@@ -14,6 +14,7 @@
 
 mod activation;
 mod attention;
+mod convolution;
 mod dispatch;
 mod elementwise;
 mod embed;
@@ -41,6 +42,7 @@ mod testing;
 
 pub use activation::Activation;
 pub use attention::{Attend, BLOCK_TOKENS, BlockSource, KvLayout};
+pub use convolution::{Convolution, Depthwise, unfold_windows};
 pub use dispatch::{Error, Kernels};
 pub use matmul::Matmul;
 pub use patches::{Patches, unfold_patches};

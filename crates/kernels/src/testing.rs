@@ -12,6 +12,7 @@ macro_rules! kernel_tests {
             crate::testing::kernel_tests! { $isa;
                 activation: functions_follow_their_definitions, extreme_values_are_kept, silu_mul_is_a_product;
                 attention: follows_the_definition, rows_are_independent, unseen_tokens_do_not_matter;
+                convolution: every_channel_meets_its_window, rows_are_independent;
                 elementwise: sums_are_exact;
                 embed: conversion_is_exact;
                 matmul: products_are_as_exact_as_float32_allows, every_epilogue_is_applied,
