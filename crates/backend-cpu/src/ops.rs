@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use ocelli_backend::{AttentionDims, Backend, Epilogue, PatchDims, Span};
 use ocelli_formats::TensorData;
-use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, MatrixMut, Patches, RopeDims, unfold_patches};
+use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, MatrixMut, Patches, RopeDims, RopePairing, unfold_patches};
 
 use crate::CpuBackend;
 use crate::buffer::{Aligned, Buffer};
@@ -90,12 +90,12 @@ impl Backend for CpuBackend {
 
     fn rope(&self, x: &Buffer, heads: usize, head_dim: usize, cos: &Buffer, sin: &Buffer) -> Buffer {
         let mut out = self.buffer(x.len());
-        let dims = RopeDims { heads, head_dim };
+        let dims = RopeDims { heads, head_dim, pairs: head_dim / 2, pairing: RopePairing::Halves };
         let rows = rows_per_part(heads * head_dim) / (heads * head_dim);
         let angles = cos.chunks(rows * head_dim / 2).zip(sin.chunks(rows * head_dim / 2));
         let parts = out.chunks_mut(rows * heads * head_dim).zip(x.chunks(rows * heads * head_dim)).zip(angles);
         self.split(2 * x.len(), parts, |((out, x), (cos, sin))| {
-            self.shared.kernels.rope_halves(x, dims, cos, sin, out);
+            self.shared.kernels.rope(x, dims, cos, sin, out);
         });
         out
     }

@@ -9,6 +9,7 @@ use crate::attention::Attend;
 use crate::convolution::Depthwise;
 use crate::matmul::Matmul;
 use crate::peak::{Peak, PeakFn};
+use crate::rope::RopeDims;
 use crate::view::MatrixMut;
 
 /// All operations for one instruction set.
@@ -28,9 +29,10 @@ pub struct Kernels {
     pub(crate) activate: fn(Activation, &mut [f32]),
     pub(crate) silu_mul: fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add: fn(&[f32], &[f32], &mut [f32]),
+    pub(crate) mul: fn(&[f32], &[f32], &mut [f32]),
     pub(crate) rms_norm: fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) layer_norm: LayerNormFn,
-    pub(crate) rope_halves: RopeFn,
+    pub(crate) rope: RopeFn,
     pub(crate) softmax: fn(&mut [f32]),
     pub(crate) depthwise: fn(&Depthwise<'_>, Range<usize>, &mut [f32]),
     pub(crate) attend: fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]),
@@ -41,7 +43,7 @@ pub struct Kernels {
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);
 type EmbedFn = fn(&[u8], &mut [f32]);
 type LayerNormFn = fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
-type RopeFn = fn(&[f32], usize, &[f32], &[f32], &mut [f32]);
+type RopeFn = fn(&[f32], RopeDims, &[f32], &[f32], &mut [f32]);
 
 /// What can be wrong with a wish for an instruction set.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Sums of equally long slices.
+//! Sums and products of equally long slices.
 
 use crate::dispatch::Kernels;
 use crate::simd::Simd;
@@ -13,6 +13,16 @@ impl Kernels {
         assert!(a.len() == b.len() && b.len() == out.len(), "{}, {}, {}", a.len(), b.len(), out.len());
         (self.add)(a, b, out);
     }
+
+    /// `a * b`, element by element.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[track_caller]
+    pub fn mul(&self, a: &[f32], b: &[f32], out: &mut [f32]) {
+        assert!(a.len() == b.len() && b.len() == out.len(), "{}, {}, {}", a.len(), b.len(), out.len());
+        (self.mul)(a, b, out);
+    }
 }
 
 #[inline(always)]
@@ -24,6 +34,18 @@ pub(crate) fn add<S: Simd>(simd: S, a: &[f32], b: &[f32], out: &mut [f32]) {
     }
     for ((a, b), out) in a_rest.iter().zip(b_rest).zip(out_rest) {
         *out = a + b;
+    }
+}
+
+#[inline(always)]
+pub(crate) fn mul<S: Simd>(simd: S, a: &[f32], b: &[f32], out: &mut [f32]) {
+    let ((a_chunks, a_rest), (b_chunks, b_rest)) = (S::chunks(a), S::chunks(b));
+    let (outs, out_rest) = S::chunks_mut(out);
+    for ((a, b), out) in a_chunks.iter().zip(b_chunks).zip(outs) {
+        simd.store(simd.mul(simd.load(a), simd.load(b)), out);
+    }
+    for ((a, b), out) in a_rest.iter().zip(b_rest).zip(out_rest) {
+        *out = a * b;
     }
 }
 
@@ -45,7 +67,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::testing::{SIZES, bits, numbers};
 
-    pub(crate) fn sums_are_exact(kernels: &Kernels) {
+    pub(crate) fn sums_and_products_are_exact(kernels: &Kernels) {
         for size in SIZES.into_iter().chain([0]) {
             let (mut a, mut b) = (numbers(1, size + 1), numbers(2, size + 1));
             a[size] = f32::INFINITY;
@@ -57,6 +79,9 @@ pub(crate) mod tests {
             let finite = size.saturating_sub(1);
             assert_eq!(bits(&out[1..][..finite]), bits(&expected[..finite]));
             assert!(size == 0 || out[size].is_nan());
+            kernels.mul(&a[1..], &b[1..], &mut out[1..]);
+            let expected: Vec<f32> = a[1..].iter().zip(&b[1..]).map(|(a, b)| a * b).collect();
+            assert_eq!(bits(&out[1..]), bits(&expected));
         }
     }
 }

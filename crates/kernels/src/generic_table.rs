@@ -17,9 +17,10 @@ macro_rules! kernel_table {
             activate(activation: Activation, values: &mut [f32]) = activate;
             silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_mul;
             add(a: &[f32], b: &[f32], out: &mut [f32]) = add;
+            mul(a: &[f32], b: &[f32], out: &mut [f32]) = mul;
             rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm;
             layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = layer_norm;
-            rope_halves(x: &[f32], heads: usize, cos: &[f32], sin: &[f32], out: &mut [f32]) = rope_halves;
+            rope(x: &[f32], dims: RopeDims, cos: &[f32], sin: &[f32], out: &mut [f32]) = rope;
             softmax(values: &mut [f32]) = softmax;
             depthwise(problem: &Depthwise<'_>, rows: Range<usize>, out: &mut [f32]) = depthwise;
             attend(problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = attend;
@@ -39,12 +40,12 @@ macro_rules! row {
             use crate::attention::{Attend, attend};
             use crate::convolution::{Depthwise, depthwise};
             use crate::dispatch::Kernels;
-            use crate::elementwise::add;
+            use crate::elementwise::{add, mul};
             use crate::embed::embed;
             use crate::matmul::{Matmul, matmul};
             use crate::norm::{layer_norm, rms_norm};
             use crate::peak::multiply_adds;
-            use crate::rope::rope_halves;
+            use crate::rope::{RopeDims, rope};
             use crate::simd::Simd;
             use crate::softmax::softmax;
             use crate::view::MatrixMut;

@@ -47,6 +47,6 @@ pub use dispatch::{Error, Kernels};
 pub use matmul::Matmul;
 pub use patches::{Patches, unfold_patches};
 pub use peak::Peak;
-pub use rope::RopeDims;
+pub use rope::{RopeDims, RopePairing};
 pub use view::{MatrixMut, Tiles};
 pub use weights::WeightMatrix;

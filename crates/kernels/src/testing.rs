@@ -13,7 +13,7 @@ macro_rules! kernel_tests {
                 activation: functions_follow_their_definitions, extreme_values_are_kept, silu_mul_is_a_product;
                 attention: follows_the_definition, rows_are_independent, unseen_tokens_do_not_matter;
                 convolution: every_channel_meets_its_window, rows_are_independent;
-                elementwise: sums_are_exact;
+                elementwise: sums_and_products_are_exact;
                 embed: conversion_is_exact;
                 matmul: products_are_as_exact_as_float32_allows, every_epilogue_is_applied,
                     rows_and_columns_are_independent, special_values_stay_in_their_rows_and_columns;
