@@ -57,11 +57,11 @@ impl ModelInfo {
         }
         let mut bytes_of = BTreeMap::new();
         let mut parameters = 0;
-        for tensor in checkpoint.names().filter_map(|name| checkpoint.tensor(name)) {
-            *bytes_of.entry(tensor.dtype().name()).or_insert(0) += tensor.bytes().len();
+        for tensor in checkpoint.names().filter_map(|name| checkpoint.stored(name)) {
+            *bytes_of.entry(tensor.kind()).or_insert(0) += tensor.byte_len();
             parameters += tensor.n_elements() as u64;
         }
-        let dtype = bytes_of.iter().max_by_key(|&(_, &bytes)| bytes).map_or("none", |(&name, _)| name);
+        let dtype = bytes_of.iter().max_by_key(|&(_, &bytes)| bytes).map_or("none", |(kind, _)| kind);
         let text = TextShape::read(config);
         Ok(Self {
             label: label.to_owned(),

@@ -2,20 +2,27 @@
 //!
 //! One `model.safetensors`, shards named by `model.safetensors.index.json`, or numbered shards without an index
 //! (some converters forget it). Everything is checked while opening; afterwards a tensor is there or it is not.
+//!
+//! A module quantised by MLX counts as one tensor, `<module>.weight`: its scales and biases have no names of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
+use crate::affine::AffineTensor;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::grouped::WeightData;
+use crate::quantization::Quantization;
 use crate::safetensors::Safetensors;
+use crate::stored::StoredTensor;
 use crate::tensor::TensorData;
 
 /// All weights of one model.
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoint {
-    tensors: BTreeMap<String, TensorData>,
+    tensors: BTreeMap<String, StoredTensor>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -24,10 +31,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::NoWeights`] without safetensors files; [`Error::MissingShard`], [`Error::MissingFromShard`],
-    /// [`Error::TensorTwice`] when files and index disagree; whatever [`Safetensors::parse`] finds.
+    /// [`Error::TensorTwice`] when files and index disagree; whatever [`Safetensors::parse`] finds;
+    /// [`Error::BadQuantizedTensor`] and [`Error::Value`] for quantised modules that are not as `config.json` says.
     pub fn open(files: &ModelFiles) -> Result<Self> {
         let (shards, promised) = weight_files(files)?;
-        let mut checkpoint = Self::default();
+        let (mut tensors, mut metadata) = (BTreeMap::new(), BTreeMap::new());
         let mut shard_of: BTreeMap<String, &str> = BTreeMap::new();
         for shard in &shards {
             let file = files.label_of(shard);
@@ -39,20 +47,22 @@ impl Checkpoint {
             {
                 return Err(Error::MissingFromShard { file, tensor: tensor.clone() });
             }
-            checkpoint.metadata.extend(opened.metadata().clone());
+            metadata.extend(opened.metadata().clone());
             for (tensor, data) in opened.into_tensors() {
                 if let Some(first) = shard_of.insert(tensor.clone(), shard) {
                     return Err(Error::TensorTwice { tensor, first: first.into(), second: shard.clone() });
                 }
-                checkpoint.tensors.insert(tensor, data);
+                tensors.insert(tensor, data);
             }
         }
-        Ok(checkpoint)
+        let is_mlx = metadata.get("format").is_some_and(|format| format == "mlx");
+        Ok(Self { tensors: stored(tensors, is_mlx, files)?, metadata })
     }
 
     /// A checkpoint in memory, for tests. Of two tensors with one name, the later wins.
     pub fn from_tensors(tensors: Vec<(String, TensorData)>) -> Self {
-        Self { tensors: tensors.into_iter().collect(), metadata: BTreeMap::new() }
+        let tensors = tensors.into_iter().map(|(name, data)| (name, data.into()));
+        Self { tensors: tensors.collect(), metadata: BTreeMap::new() }
     }
 
     /// The tensor names, sorted.
@@ -60,9 +70,25 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A view of one tensor.
+    /// A tensor as it is stored: shape and size without decoding.
+    pub fn stored(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
+    }
+
+    /// The numbers of a tensor of floats or codes; `None` when there is none of this name.
+    ///
+    /// # Errors
+    /// As [`StoredTensor::load`].
+    pub fn matrix(&self, name: &str) -> Result<Option<WeightData>> {
+        self.tensors.get(name).map(StoredTensor::load).transpose()
+    }
+
+    /// A tensor that is not quantised; `None` also for codes.
     pub fn tensor(&self, name: &str) -> Option<TensorData> {
-        self.tensors.get(name).cloned()
+        match self.matrix(name) {
+            Ok(Some(WeightData::Float(data))) if !self.tensors[name].is_quantized() => Some(data),
+            _ => None,
+        }
     }
 
     /// Whether there is a tensor of this name.
@@ -72,12 +98,56 @@ impl Checkpoint {
 
     /// Bytes of all tensors together, as stored.
     pub fn total_bytes(&self) -> usize {
-        self.tensors.values().map(|tensor| tensor.bytes().len()).sum()
+        self.tensors.values().map(StoredTensor::byte_len).sum()
     }
 
     /// The `__metadata__` of all files, merged; `format: mlx` marks an MLX checkpoint.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+}
+
+/// Puts codes, scales and biases of a module together.
+fn stored(
+    mut tensors: BTreeMap<String, TensorData>,
+    is_mlx: bool,
+    files: &ModelFiles,
+) -> Result<BTreeMap<String, StoredTensor>> {
+    let modules: Vec<String> = tensors
+        .keys()
+        .filter_map(|name| name.strip_suffix(".scales").map(str::to_owned))
+        .filter(|module| tensors.get(&format!("{module}.weight")).is_some_and(|data| data.dtype() == Dtype::U32))
+        .collect();
+    let mut stored = BTreeMap::new();
+    if !modules.is_empty() {
+        let quantization = Quantization::of_files(files)?;
+        for module in modules {
+            let name = format!("{module}.weight");
+            let wrong = |message: &str| Error::BadQuantizedTensor { tensor: name.clone(), message: message.into() };
+            let numbers = quantization.of_module(&module);
+            let numbers = numbers.ok_or_else(|| wrong("it has scales, but config.json says it is not quantised"))?;
+            let mut part = |kind: &str| tensors.remove(&format!("{module}.{kind}"));
+            let (Some(packed), Some(scales), Some(biases)) = (part("weight"), part("scales"), part("biases")) else {
+                return Err(wrong("it has scales, but no biases"));
+            };
+            let tensor = AffineTensor::new(&name, packed, scales, biases, numbers)?;
+            stored.insert(name, StoredTensor::affine(tensor));
+        }
+    }
+    for (name, data) in tensors {
+        let channels_last = is_mlx && name.ends_with(".weight") && has_channels_last(data.shape());
+        stored.insert(name, if channels_last { StoredTensor::channels_last(data) } else { data.into() });
+    }
+    Ok(stored)
+}
+
+/// Whether these are the extents of convolution weights as MLX keeps them, `[out, .., height, width, channels]`; some
+/// converters leave `[out, channels, height, width]`, which is recognised by its square window.
+fn has_channels_last(shape: &[usize]) -> bool {
+    match shape {
+        [_, a, b, c] => !(b == c && a != b),
+        [_, _, a, b, c] => !(b == c && a != b),
+        _ => false,
     }
 }
 

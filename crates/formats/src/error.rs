@@ -307,6 +307,14 @@ pub enum Error {
         value: u64,
     },
 
+    /// The parts of a quantised tensor are not what its format or the configuration says.
+    #[error("tensor `{tensor}`: {message}")]
+    BadQuantizedTensor {
+        /// The tensor.
+        tensor: String,
+        /// What does not fit.
+        message: String,
+    },
     /// A group size that no quantised matrix has.
     #[error("groups of {group} weights are not supported, only of 32 or 64")]
     GroupSize {

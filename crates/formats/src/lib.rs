@@ -10,6 +10,7 @@
 //! - [`hub_cache`]: where the Hugging Face tools keep models on this machine.
 #![deny(unsafe_code)]
 
+mod affine;
 mod bytes;
 mod canonical;
 mod checkpoint;
@@ -23,6 +24,7 @@ mod mapped;
 mod quantization;
 mod quantize;
 mod safetensors;
+mod stored;
 mod tensor;
 
 pub use bytes::SharedBytes;
@@ -34,4 +36,5 @@ pub use files::ModelFiles;
 pub use grouped::{CodeBits, GroupedLayout, GroupedTensor, WeightData};
 pub use quantization::{ModuleQuantization, Quantization};
 pub use safetensors::Safetensors;
+pub use stored::StoredTensor;
 pub use tensor::TensorData;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::files::ModelFiles;
 
 /// The quantisation of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,17 @@ impl Quantization {
             Some(ModuleQuantization::Affine { bits, group_size }) => Some((*bits, *group_size)),
             None => Some((self.bits, self.group_size)),
         }
+    }
+
+    /// The quantisation that a model with quantised weights must state.
+    pub(crate) fn of_files(files: &ModelFiles) -> Result<Self> {
+        let file = files.label_of("config.json");
+        let found = match files.json("config.json")? {
+            Some(Value::Object(root)) => Self::from_config(&root, &file)?,
+            _ => None,
+        };
+        let missing = || "missing, but there are quantised weights".into();
+        found.ok_or_else(|| Error::Value { file, key: "quantization".into(), message: missing() })
     }
 
     /// Reads `quantization` or `quantization_config` at the root or in `text_config`.

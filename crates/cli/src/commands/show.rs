@@ -72,7 +72,7 @@ impl About {
     fn unsupported(files: &ModelFiles, path: Option<String>, reason: &str) -> anyhow::Result<Self> {
         let config = Config::load(files)?;
         let checkpoint = Checkpoint::open(files)?;
-        let tensors = || checkpoint.names().filter_map(|name| checkpoint.tensor(name));
+        let tensors = || checkpoint.names().filter_map(|name| checkpoint.stored(name));
         Ok(Self {
             model: files.label().to_owned(),
             path,

@@ -1,0 +1,140 @@
+//! A tensor as a checkpoint stores it: what it is without decoding it, and its numbers when asked for.
+
+use crate::affine::AffineTensor;
+use crate::bytes::SharedBytes;
+use crate::error::Result;
+use crate::grouped::WeightData;
+use crate::tensor::TensorData;
+
+/// One tensor of a checkpoint, in whatever form the file has it. A view: cloning copies no data.
+#[derive(Clone, Debug)]
+pub struct StoredTensor {
+    form: Form,
+}
+
+#[derive(Clone, Debug)]
+enum Form {
+    /// As it is used.
+    Plain(TensorData),
+    /// Extents `[out, .., channels]` that are used as `[out, channels, ..]`.
+    ChannelsLast(TensorData),
+    /// Quantised by MLX.
+    Affine(AffineTensor),
+}
+
+impl StoredTensor {
+    pub(crate) fn affine(tensor: AffineTensor) -> Self {
+        Self { form: Form::Affine(tensor) }
+    }
+
+    /// Convolution weights as MLX keeps them.
+    pub(crate) fn channels_last(tensor: TensorData) -> Self {
+        Self { form: Form::ChannelsLast(tensor) }
+    }
+
+    /// The extents as models know them, outermost first.
+    pub fn shape(&self) -> Vec<usize> {
+        match &self.form {
+            Form::Plain(data) => data.shape().to_vec(),
+            Form::ChannelsLast(data) => {
+                let mut shape = data.shape().to_vec();
+                shape[1..].rotate_right(1);
+                shape
+            }
+            Form::Affine(tensor) => tensor.shape(),
+        }
+    }
+
+    /// Number of elements.
+    pub fn n_elements(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// Bytes it takes in the file, scales and offsets included.
+    pub fn byte_len(&self) -> usize {
+        match &self.form {
+            Form::Plain(data) | Form::ChannelsLast(data) => data.bytes().len(),
+            Form::Affine(tensor) => tensor.byte_len(),
+        }
+    }
+
+    /// The element type of the file in a word, such as `BF16` or, for 4-bit codes in groups of 64, `4-bit/64`.
+    pub fn kind(&self) -> String {
+        match &self.form {
+            Form::Plain(data) | Form::ChannelsLast(data) => data.dtype().name().to_owned(),
+            Form::Affine(tensor) => tensor.kind(),
+        }
+    }
+
+    /// Whether it holds codes.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self.form, Form::Affine(_))
+    }
+
+    /// Whether its elements are numbers that [`StoredTensor::load`] gives as floats or codes, and no integers.
+    pub fn is_float(&self) -> bool {
+        match &self.form {
+            Form::Plain(data) | Form::ChannelsLast(data) => data.dtype().is_float(),
+            Form::Affine(_) => true,
+        }
+    }
+
+    /// The numbers, in the shape [`StoredTensor::shape`] (codes: flattened to rows). Plain tensors and codes that are
+    /// stored as [`crate::GroupedTensor`] has them stay views of the file.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFloat`] for scales and offsets of a type that holds no floats.
+    pub fn load(&self) -> Result<WeightData> {
+        match &self.form {
+            Form::Plain(data) => Ok(data.clone().into()),
+            Form::ChannelsLast(data) => Ok(channels_first(data)?.into()),
+            Form::Affine(tensor) => tensor.load(),
+        }
+    }
+}
+
+impl From<TensorData> for StoredTensor {
+    fn from(data: TensorData) -> Self {
+        Self { form: Form::Plain(data) }
+    }
+}
+
+/// `[out, .., channels]` -> `[out, channels, ..]`.
+fn channels_first(data: &TensorData) -> Result<TensorData> {
+    let (size, mut shape) = (data.dtype().size(), data.shape().to_vec());
+    shape[1..].rotate_right(1);
+    let (channels, places) = (shape[1], shape[2..].iter().product::<usize>());
+    let mut bytes = vec![0; data.bytes().len()];
+    let filter = channels * places * size;
+    if filter > 0 {
+        for (from, to) in data.bytes().chunks_exact(filter).zip(bytes.chunks_exact_mut(filter)) {
+            for (at, element) in from.chunks_exact(size).enumerate() {
+                let (place, channel) = (at / channels, at % channels);
+                to[(channel * places + place) * size..][..size].copy_from_slice(element);
+            }
+        }
+    }
+    TensorData::new(data.dtype(), shape, SharedBytes::from(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_come_first() {
+        // [out 1, height 2, width 2, channels 3], numbered in memory order.
+        let values: Vec<f32> = (0..12u8).map(f32::from).collect();
+        let stored = StoredTensor::channels_last(TensorData::from_f32(vec![1, 2, 2, 3], &values).unwrap());
+        assert_eq!((stored.shape(), stored.n_elements(), stored.byte_len()), (vec![1, 3, 2, 2], 12, 48));
+        let loaded = stored.load().unwrap();
+        assert_eq!(loaded.shape(), [1, 3, 2, 2]);
+        assert_eq!(loaded.to_f32().unwrap(), [0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11.]);
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        let stored = StoredTensor::channels_last(TensorData::from_f32(vec![2, 0, 2, 3], &[]).unwrap());
+        assert_eq!(stored.load().unwrap().shape(), [2, 3, 0, 2]);
+    }
+}
