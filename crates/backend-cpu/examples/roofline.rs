@@ -61,7 +61,8 @@ impl Run<'_> {
         let x = backend.upload(&numbers(rows * inputs));
         // Enough copies that a decode step finds none of its weights in a cache.
         let copies = if rows == 1 { (200 << 20) / (inputs * outputs * 2) + 1 } else { 1 };
-        let weights: Vec<_> = (0..copies).map(|_| backend.weight(matrix(outputs, inputs)).expect("a weight")).collect();
+        let weights: Vec<_> =
+            (0..copies).map(|_| backend.weight(matrix(outputs, inputs).into()).expect("a weight")).collect();
         let mut next = weights.iter().cycle();
         let seconds = best(|| {
             let weight = next.next().expect("a cycle");

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use ocelli_backend::{AttentionDims, Backend, Epilogue, PatchDims, Span};
-use ocelli_formats::TensorData;
+use ocelli_formats::WeightData;
 use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, MatrixMut, Patches, RopeDims, RopePairing, unfold_patches};
 
 use crate::CpuBackend;
@@ -38,7 +38,7 @@ impl Backend for CpuBackend {
         buffer.to_vec()
     }
 
-    fn weight(&self, data: TensorData) -> Result<CpuWeight, String> {
+    fn weight(&self, data: WeightData) -> Result<CpuWeight, String> {
         CpuWeight::new(data)
     }
 
@@ -275,7 +275,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use ocelli_backend::Activation;
-    use ocelli_formats::Dtype;
+    use ocelli_formats::{Dtype, TensorData};
     use ocelli_testkit::Random;
 
     use super::*;
@@ -305,7 +305,7 @@ mod tests {
                 let halves = (0..outputs * inputs).map(|_| half_of(random.value() * 0.1));
                 let bytes: Vec<u8> = halves.flat_map(u16::to_le_bytes).collect();
                 let data = TensorData::new(Dtype::BF16, vec![outputs, inputs], bytes.into()).unwrap();
-                backend.weight(data).unwrap()
+                backend.weight(data.into()).unwrap()
             };
             let kv_width = HIDDEN / HEADS * KV_HEADS;
             let (up, down, kv_proj) = (weight(500, HIDDEN), weight(HIDDEN, 300), weight(kv_width, HIDDEN));

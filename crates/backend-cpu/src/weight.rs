@@ -1,6 +1,6 @@
 //! [`CpuWeight`]: a matrix in the type of its file.
 
-use ocelli_formats::{Dtype, TensorData};
+use ocelli_formats::{Dtype, TensorData, WeightData};
 use ocelli_kernels::WeightMatrix;
 
 /// A matrix `[out, in]`; the bytes stay where they are, usually in the mapped file.
@@ -17,8 +17,15 @@ enum Element {
 }
 
 impl CpuWeight {
-    /// Takes a tensor over; float64 becomes float32.
-    pub(crate) fn new(data: TensorData) -> Result<Self, String> {
+    /// Takes a matrix over; float64 becomes float32, and so do codes.
+    pub(crate) fn new(data: WeightData) -> Result<Self, String> {
+        let data = match data {
+            WeightData::Float(data) => data,
+            WeightData::Grouped(data) => {
+                let shape = vec![data.outputs(), data.inputs()];
+                TensorData::from_f32(shape, &data.to_f32()).map_err(|error| error.to_string())?
+            }
+        };
         let &[outputs, inputs] = data.shape() else {
             return Err(format!("a matrix was expected, not shape {:?}", data.shape()));
         };
@@ -66,7 +73,7 @@ mod tests {
     #[test]
     fn float64_is_narrowed_once() {
         let bytes: Vec<u8> = [1.5f64, -2.0].iter().flat_map(|value| value.to_le_bytes()).collect();
-        let weight = CpuWeight::new(TensorData::new(Dtype::F64, vec![1, 2], bytes.into()).unwrap()).unwrap();
+        let weight = CpuWeight::new(TensorData::new(Dtype::F64, vec![1, 2], bytes.into()).unwrap().into()).unwrap();
         let WeightMatrix::F32(bytes) = weight.matrix() else { panic!("not float32") };
         assert_eq!(bytes, [1.5f32.to_le_bytes(), (-2.0f32).to_le_bytes()].concat());
         assert_eq!((weight.outputs(), weight.inputs()), (1, 2));
@@ -75,10 +82,10 @@ mod tests {
     #[test]
     fn what_cannot_be_multiplied_is_refused() {
         let integers = TensorData::new(Dtype::I8, vec![1, 2], vec![0; 2].into()).unwrap();
-        assert_eq!(CpuWeight::new(integers).err().unwrap(), "the cpu backend cannot multiply by I8 weights");
+        assert_eq!(CpuWeight::new(integers.into()).err().unwrap(), "the cpu backend cannot multiply by I8 weights");
         let vector = TensorData::from_f32(vec![2], &[0.0; 2]).unwrap();
-        assert_eq!(CpuWeight::new(vector).err().unwrap(), "a matrix was expected, not shape [2]");
+        assert_eq!(CpuWeight::new(vector.into()).err().unwrap(), "a matrix was expected, not shape [2]");
         let empty = TensorData::from_f32(vec![3, 0], &[]).unwrap();
-        assert_eq!(CpuWeight::new(empty).err().unwrap(), "a matrix [3, 0] multiplies nothing");
+        assert_eq!(CpuWeight::new(empty.into()).err().unwrap(), "a matrix [3, 0] multiplies nothing");
     }
 }

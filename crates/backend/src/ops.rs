@@ -1,6 +1,6 @@
 //! The [`Backend`] trait: the fused operations that models are made of.
 
-use ocelli_formats::TensorData;
+use ocelli_formats::WeightData;
 
 /// A device: it holds weights and activations and computes on them.
 ///
@@ -30,11 +30,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Moves values back from the device; waits for them.
     fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
 
-    /// Takes a float matrix `[out, in]` over; the bytes stay where they are (mapped) if the backend can use them so.
+    /// Takes a matrix `[out, in]` over: floats, whose bytes stay where they are (mapped) if the backend can use them so,
+    /// or codes, which it may arrange anew and multiply with activations that it rounds to as many bits.
     ///
     /// # Errors
     /// A text saying why this type of tensor cannot be used.
-    fn weight(&self, data: TensorData) -> Result<Self::Weight, String>;
+    fn weight(&self, data: WeightData) -> Result<Self::Weight, String>;
 
     /// `x [rows, in] · weightᵀ [in, out]`, then the epilogue: `[rows, out]`.
     fn linear(

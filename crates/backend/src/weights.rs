@@ -205,7 +205,7 @@ impl<B: Backend> Weights<B> {
         let flat = [shape[0], shape[1..].iter().product()];
         let data = TensorData::new(data.dtype(), flat.to_vec(), data.bytes().clone())?;
         let unsupported = |reason| Error::UnsupportedWeight { name: self.path(name), reason };
-        self.backend.weight(data).map_err(unsupported)
+        self.backend.weight(data.into()).map_err(unsupported)
     }
 
     /// The tensor, or zeros where it does not fit (noted for [`Self::finish`]).

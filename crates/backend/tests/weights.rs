@@ -80,5 +80,5 @@ fn a_wrong_input_names_both_shapes() {
 fn a_backend_says_which_weight_it_cannot_hold() {
     let bytes = SharedBytes::from(vec![0; 4]);
     let data = TensorData::new(Dtype::I32, vec![1, 1], bytes).unwrap();
-    assert!(ReferenceBackend.weight(data).err().unwrap().contains("I32"));
+    assert!(ReferenceBackend.weight(data.into()).err().unwrap().contains("I32"));
 }

@@ -1,7 +1,7 @@
 //! The reference backend: every operation as its definition says, sums in float64, one thread, no cleverness.
 
 use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, PatchDims, Span};
-use ocelli_formats::TensorData;
+use ocelli_formats::WeightData;
 
 /// Obviously correct, hopelessly slow.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,9 +41,13 @@ impl Backend for ReferenceBackend {
         buffer.clone()
     }
 
-    fn weight(&self, data: TensorData) -> Result<Matrix, String> {
+    fn weight(&self, data: WeightData) -> Result<Matrix, String> {
         let values = data.to_f32().map_err(|error| error.to_string())?;
-        Ok(Matrix { values, in_features: data.shape()[1] })
+        let in_features = match &data {
+            WeightData::Float(data) => data.shape()[1],
+            WeightData::Grouped(data) => data.inputs(),
+        };
+        Ok(Matrix { values, in_features })
     }
 
     fn linears(&self, x: &Vec<f32>, rows: usize, products: &[(&Matrix, Epilogue<'_, Self>)]) -> Vec<Vec<f32>> {
