@@ -1,7 +1,8 @@
-//! Chores of the repository: `cargo xtask tidy`.
+//! Chores of the repository: `cargo xtask tidy`, `cargo xtask test-aarch64`.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program prints")]
 
+mod aarch64;
 mod tidy;
 
 use std::path::Path;
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => tidy(),
+        ["test-aarch64"] => root().and_then(aarch64::test),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -42,4 +44,6 @@ fn root() -> Result<&'static Path> {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")
 }
 
-const USAGE: &str = "usage: cargo xtask tidy    check the habits that a program can check";
+const USAGE: &str = "\
+usage: cargo xtask tidy            check the habits that a program can check
+       cargo xtask test-aarch64    run the arithmetic's tests for 64-bit ARM in an emulator";

@@ -271,18 +271,22 @@ fn score_tile<S: Simd, const R: usize>(simd: S, tiles: &mut Tiles<'_>, keys: &[f
     let scores = &mut tiles.scores[(query - tiles.queries.start) * tiles.seen + at..];
     let scale = tiles.part.problem.scale;
     if S::LANES == 16 {
-        block_scores::<S, R, 2>(simd, q, keys, scale, scores, tiles.seen);
+        block_scores::<S, R, 2>(simd, q, keys, 0, scale, scores, tiles.seen);
     } else {
-        block_scores::<S, R, 4>(simd, q, keys, scale, scores, tiles.seen);
+        for register in (0..BLOCK_TOKENS / S::LANES).step_by(4) {
+            block_scores::<S, R, 4>(simd, q, keys, register, scale, scores, tiles.seen);
+        }
     }
 }
 
-/// Scores of R queries against one block, C registers of keys: row r goes to `scores[r * stride ..]`.
+/// Scores of R queries against C registers of a block's keys, from the given one on: row r goes to
+/// `scores[r * stride ..]`, at the keys' places in the block.
 #[inline(always)]
 fn block_scores<S: Simd, const R: usize, const C: usize>(
     simd: S,
     q: [&[f32]; R],
     keys: &[f32],
+    register: usize,
     scale: f32,
     scores: &mut [f32],
     stride: usize,
@@ -295,6 +299,7 @@ fn block_scores<S: Simd, const R: usize, const C: usize>(
     let mut sums = [[simd.splat(0.0); C]; R];
     for d in 0..keys.len() {
         let (of_tokens, _) = S::chunks(&keys[d]);
+        let of_tokens = &of_tokens[register..][..C];
         let mut element = [simd.splat(0.0); R];
         for r in 0..R {
             element[r] = simd.splat(q[r][d]);
@@ -310,7 +315,7 @@ fn block_scores<S: Simd, const R: usize, const C: usize>(
     for r in 0..R {
         let (out, _) = S::chunks_mut(&mut scores[r * stride..][..BLOCK_TOKENS]);
         for c in 0..C {
-            simd.store(simd.mul(sums[r][c], simd.splat(scale)), &mut out[c]);
+            simd.store(simd.mul(sums[r][c], simd.splat(scale)), &mut out[register + c]);
         }
     }
 }

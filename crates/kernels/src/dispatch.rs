@@ -1,5 +1,7 @@
 //! The dispatch table: which instruction sets exist, which of them this processor has, which one is used.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::env;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -95,6 +97,7 @@ impl Kernels {
 pub(crate) struct Features {
     avx2: bool,
     avx512: bool,
+    neon: bool,
 }
 
 impl Features {
@@ -112,10 +115,15 @@ impl Features {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        Self { avx2, avx512: avx2 && avx512 }
+        Self { avx2, avx512: avx2 && avx512, ..Self::default() }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn detect() -> Self {
+        Self { neon: is_aarch64_feature_detected!("neon"), ..Self::default() }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn detect() -> Self {
         Self::default()
     }
@@ -139,6 +147,10 @@ const ROWS: &[Row] = &[
     Row { name: "avx2", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx512", kernels: None, needs: |_| false },
+    #[cfg(target_arch = "aarch64")]
+    Row { name: "neon", kernels: Some(&crate::neon::KERNELS), needs: |features| features.neon },
+    #[cfg(not(target_arch = "aarch64"))]
+    Row { name: "neon", kernels: None, needs: |_| false },
 ];
 
 fn select_from(name: Option<&str>, features: Features) -> Result<&'static Kernels, Error> {
@@ -170,7 +182,7 @@ const VARIABLE: &str = "OCELLI_ISA";
 mod tests {
     use super::*;
 
-    const NOTHING: Features = Features { avx2: false, avx512: false };
+    const NOTHING: Features = Features { avx2: false, avx512: false, neon: false };
 
     #[test]
     fn a_processor_without_an_instruction_set_never_gets_its_table() {
@@ -178,9 +190,9 @@ mod tests {
             assert_eq!(select_from(wanted, NOTHING).unwrap().name(), "scalar");
         }
         assert!(rows_within(NOTHING).all(|kernels| kernels.name() == "scalar"));
-        let old = Features { avx2: true, avx512: false };
+        let old = Features { avx2: true, ..NOTHING };
         assert!(rows_within(old).all(|kernels| kernels.name() != "avx512"));
-        for (wanted, features) in [("avx2", NOTHING), ("avx512", NOTHING), ("avx512", old)] {
+        for (wanted, features) in [("avx2", NOTHING), ("avx512", NOTHING), ("avx512", old), ("neon", NOTHING)] {
             let error = select_from(Some(wanted), features).err().unwrap();
             assert!(matches!(&error, Error::UnavailableIsa { name, .. } if name == wanted), "{error}");
         }
@@ -189,17 +201,28 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn the_best_table_is_the_default() {
-        let old = Features { avx2: true, avx512: false };
-        let new = Features { avx2: true, avx512: true };
+        let old = Features { avx2: true, ..NOTHING };
+        let new = Features { avx512: true, ..old };
         assert_eq!(select_from(None, old).unwrap().name(), "avx2");
         assert_eq!(select_from(None, new).unwrap().name(), "avx512");
         assert_eq!(select_from(Some("avx2"), new).unwrap().name(), "avx2");
     }
 
     #[test]
+    #[cfg(target_arch = "aarch64")]
+    fn the_best_table_is_the_default() {
+        let old = Features { neon: true, ..NOTHING };
+        assert_eq!(select_from(None, old).unwrap().name(), "neon");
+        assert_eq!(select_from(Some("scalar"), old).unwrap().name(), "scalar");
+    }
+
+    #[test]
     fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
         let error = Kernels::select(Some("altivec")).err().unwrap();
-        assert_eq!(error.to_string(), "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512");
+        assert_eq!(
+            error.to_string(),
+            "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512, neon"
+        );
     }
 
     #[test]

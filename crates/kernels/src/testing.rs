@@ -37,6 +37,7 @@ pub(crate) use kernel_tests;
 kernel_tests!(scalar);
 kernel_tests!(avx2);
 kernel_tests!(avx512);
+kernel_tests!(neon);
 
 /// Runs a check, or says why it cannot.
 pub(crate) fn on(isa: &str, check: impl Fn(&Kernels)) {

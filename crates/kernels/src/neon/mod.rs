@@ -1,0 +1,7 @@
+//! NEON: every 64-bit ARM processor.
+
+mod vector;
+
+pub(crate) use vector::Neon;
+
+crate::generic_table::kernel_table!("neon", Neon, Neon::new(), target_feature(enable = "neon"));
