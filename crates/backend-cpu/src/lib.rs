@@ -4,6 +4,7 @@
 //! work was split: threads own disjoint parts of an output, and nothing is summed across threads.
 
 mod buffer;
+mod convolution;
 mod kv;
 mod linear;
 pub mod machine;

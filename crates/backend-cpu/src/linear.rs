@@ -81,7 +81,7 @@ fn part_of_product(threads: usize, rows: usize, outputs: usize) -> (usize, usize
     (rows.div_ceil(row_parts).next_multiple_of(12).max(LOWEST), NARROWEST)
 }
 
-fn activation(activation: Activation) -> ocelli_kernels::Activation {
+pub(crate) fn activation(activation: Activation) -> ocelli_kernels::Activation {
     match activation {
         Activation::None => ocelli_kernels::Activation::None,
         Activation::Gelu => ocelli_kernels::Activation::Gelu,

@@ -1,14 +1,18 @@
 //! The operations: an output buffer, a split into parts, one kernel call per part.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use ocelli_backend::{AttentionDims, Backend, Epilogue, PatchDims, Span};
+use ocelli_backend::{
+    Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, PatchDims, RopeDims, RopePairing, Span,
+};
 use ocelli_formats::WeightData;
-use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, MatrixMut, Patches, RopeDims, RopePairing, unfold_patches};
+use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, MatrixMut, Patches, unfold_patches};
 
 use crate::CpuBackend;
 use crate::buffer::{Aligned, Buffer};
 use crate::kv::{Contiguous, CpuKvBlocks, Paged};
+use crate::linear;
 use crate::weight::CpuWeight;
 
 /// Keeps the threads awake between operations.
@@ -88,11 +92,41 @@ impl Backend for CpuBackend {
         out
     }
 
-    fn rope(&self, x: &Buffer, heads: usize, head_dim: usize, cos: &Buffer, sin: &Buffer) -> Buffer {
+    fn mul(&self, a: &Buffer, b: &Buffer) -> Buffer {
+        assert_eq!(a.len(), b.len(), "products of different lengths");
+        let mut out = self.buffer(a.len());
+        let parts = out.chunks_mut(PART).zip(a.chunks(PART).zip(b.chunks(PART)));
+        self.split(a.len(), parts, |(out, (a, b))| self.shared.kernels.mul(a, b, out));
+        out
+    }
+
+    fn mul_repeated(&self, x: &Buffer, row: &Buffer) -> Buffer {
+        assert!(!row.is_empty() && x.len().is_multiple_of(row.len()), "{} values over {}", row.len(), x.len());
         let mut out = self.buffer(x.len());
-        let dims = RopeDims { heads, head_dim, pairs: head_dim / 2, pairing: RopePairing::Halves };
+        let parts = out.chunks_mut(row.len()).zip(x.chunks(row.len()));
+        self.split(x.len(), parts, |(out, x)| self.shared.kernels.mul(x, row, out));
+        out
+    }
+
+    fn activate(&self, x: &Buffer, activation: Activation) -> Buffer {
+        let mut out = self.buffer(x.len());
+        self.split(8 * x.len(), out.chunks_mut(PART).zip(x.chunks(PART)), |(out, x)| {
+            out.copy_from_slice(x);
+            self.shared.kernels.activate(linear::activation(activation), out);
+        });
+        out
+    }
+
+    fn rope(&self, x: &Buffer, dims: RopeDims, cos: &Buffer, sin: &Buffer) -> Buffer {
+        let mut out = self.buffer(x.len());
+        let RopeDims { heads, head_dim, pairs, pairing } = dims;
+        let pairing = match pairing {
+            RopePairing::Halves => ocelli_kernels::RopePairing::Halves,
+            RopePairing::Adjacent => ocelli_kernels::RopePairing::Adjacent,
+        };
+        let dims = ocelli_kernels::RopeDims { heads, head_dim, pairs, pairing };
         let rows = rows_per_part(heads * head_dim) / (heads * head_dim);
-        let angles = cos.chunks(rows * head_dim / 2).zip(sin.chunks(rows * head_dim / 2));
+        let angles = cos.chunks(rows * pairs).zip(sin.chunks(rows * pairs));
         let parts = out.chunks_mut(rows * heads * head_dim).zip(x.chunks(rows * heads * head_dim)).zip(angles);
         self.split(2 * x.len(), parts, |((out, x), (cos, sin))| {
             self.shared.kernels.rope(x, dims, cos, sin, out);
@@ -187,6 +221,57 @@ impl Backend for CpuBackend {
         out
     }
 
+    fn add_scaled_rows(&self, x: &Buffer, width: usize, rows: &[usize], factors: &[f32], source: &Buffer) -> Buffer {
+        assert_eq!([source.len(), rows.len()], [rows.len() * width, factors.len()], "{} rows of {width}", rows.len());
+        let mut out = self.upload(x);
+        for ((source, &row), &factor) in source.chunks_exact(width.max(1)).zip(rows).zip(factors) {
+            for (sum, value) in out[row * width..][..width].iter_mut().zip(source) {
+                *sum += factor * value;
+            }
+        }
+        out
+    }
+
+    fn mean_rows(&self, x: &Buffer, rows: usize, width: usize) -> Buffer {
+        let group = rows * width;
+        assert!(group > 0 && x.len().is_multiple_of(group), "{} values are not groups of {rows} x {width}", x.len());
+        let mut out = self.buffer(x.len() / rows);
+        self.split(x.len(), out.chunks_exact_mut(width).zip(x.chunks_exact(group)), |(out, x)| {
+            out.fill(0.0);
+            for row in x.chunks_exact(width) {
+                for (sum, value) in out.iter_mut().zip(row) {
+                    *sum += value;
+                }
+            }
+            for sum in out {
+                *sum /= rows as f32;
+            }
+        });
+        out
+    }
+
+    fn columns(&self, x: &Buffer, width: usize, columns: Range<usize>) -> Buffer {
+        assert!(width > 0 && x.len().is_multiple_of(width), "{} values are not rows of {width}", x.len());
+        let mut out = self.buffer(x.len() / width * columns.len());
+        for (out, x) in out.chunks_exact_mut(columns.len().max(1)).zip(x.chunks_exact(width)) {
+            out.copy_from_slice(&x[columns.clone()]);
+        }
+        out
+    }
+
+    fn concat_columns(&self, parts: &[(&Buffer, usize)]) -> Buffer {
+        let width: usize = parts.iter().map(|(_, width)| width).sum();
+        let mut out = self.buffer(parts.iter().map(|(part, _)| part.len()).sum());
+        let mut first = 0;
+        for &(part, part_width) in parts {
+            for (out, x) in out.chunks_exact_mut(width.max(1)).zip(part.chunks_exact(part_width.max(1))) {
+                out[first..][..part_width].copy_from_slice(x);
+            }
+            first += part_width;
+        }
+        out
+    }
+
     fn concat(&self, parts: &[&Buffer]) -> Buffer {
         let mut out = self.buffer(parts.iter().map(|part| part.len()).sum());
         let mut rest = &mut out[..];
@@ -208,6 +293,14 @@ impl Backend for CpuBackend {
         let parts = out.chunks_mut(patches.max(1)).zip(x.chunks(picture.max(1)));
         self.split(x.len(), parts, |(out, x)| unfold_patches(x, sizes, out));
         out
+    }
+
+    fn unfold_windows(&self, x: &Buffer, dims: ConvolutionDims) -> Buffer {
+        self.windows(x, dims)
+    }
+
+    fn depthwise(&self, x: &Buffer, weight: &Buffer, bias: Option<&Buffer>, dims: ConvolutionDims) -> Buffer {
+        self.depthwise_convolution(x, weight, bias, dims)
     }
 }
 
@@ -333,7 +426,8 @@ mod tests {
             let k = backend.linear(&normed, rows, &self.kv_proj, Epilogue::none());
             let mut kv = backend.kv_blocks(KV_HEADS, head_dim);
             backend.kv_write(&mut kv, &k, &k, &slots);
-            let q = backend.rope(&normed, HEADS, head_dim, &angles, &angles);
+            let dims = RopeDims { heads: HEADS, head_dim, pairs: head_dim / 2, pairing: RopePairing::Halves };
+            let q = backend.rope(&normed, dims, &angles, &angles);
             let attended = backend.attention_cached(&q, HEADS, &kv, &spans, 0.2);
             let up = Epilogue { bias: None, activation: Activation::GeluTanh, residual: None };
             let up = backend.linear(&attended, rows, &self.up, up);

@@ -12,19 +12,23 @@
 #![forbid(unsafe_code)]
 
 mod cancel;
+mod convolution;
 mod error;
 mod kv;
 mod layers;
 mod ops;
 mod random;
+mod rope;
 mod tensor;
 mod weights;
 
 pub use cancel::Cancel;
+pub use convolution::{Convolution, DepthwiseConvolution, Windows};
 pub use error::{Error, Result};
 pub use kv::{BLOCK_TOKENS, KvCache, KvShape, LayerKv, SequenceId, Span, Step};
-pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, Rope, RopeRows, RopeScaling, SwiGlu};
-pub use ops::{Activation, AttentionDims, Backend, Epilogue, PatchDims};
+pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
+pub use ops::{Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, PatchDims, RopeDims, RopePairing};
 pub use random::RandomWeights;
+pub use rope::{Rope, RopeRows, RopeScaling};
 pub use tensor::Tensor;
 pub use weights::{Renamed, WeightSource, Weights};

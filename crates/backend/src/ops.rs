@@ -69,22 +69,24 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// `x [rows, n] + row [n]` for every group of `n` elements, repeated.
     fn add_repeated(&self, x: &Self::Buffer, row: &Self::Buffer) -> Self::Buffer;
 
+    /// `a * b`, element by element.
+    fn mul(&self, a: &Self::Buffer, b: &Self::Buffer) -> Self::Buffer;
+
+    /// `x [rows, n] * row [n]` for every group of `n` elements, repeated.
+    fn mul_repeated(&self, x: &Self::Buffer, row: &Self::Buffer) -> Self::Buffer;
+
+    /// `activation(x)`, element by element.
+    fn activate(&self, x: &Self::Buffer, activation: Activation) -> Self::Buffer;
+
     /// `x / sqrt(mean(x²) + eps) * weight` over each row of `weight.len()` elements.
     fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, eps: f32) -> Self::Buffer;
 
     /// `(x - mean) / sqrt(variance + eps) * weight + bias` over each row.
     fn layer_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, bias: &Self::Buffer, eps: f32) -> Self::Buffer;
 
-    /// Rotates `x [rows, heads, D]` by per-row angles; `cos` and `sin` are `[rows, D/2]`. Element `i` of a head turns
-    /// together with element `i + D/2` (Llama and Qwen as published on the hub).
-    fn rope(
-        &self,
-        x: &Self::Buffer,
-        heads: usize,
-        head_dim: usize,
-        cos: &Self::Buffer,
-        sin: &Self::Buffer,
-    ) -> Self::Buffer;
+    /// Rotates `x [rows, heads, D]` by per-row angles; `cos` and `sin` are `[rows, P]`. The first 2·P elements of a head
+    /// turn in pairs, the others stay.
+    fn rope(&self, x: &Self::Buffer, dims: RopeDims, cos: &Self::Buffer, sin: &Self::Buffer) -> Self::Buffer;
 
     /// Attention where every query sees every key of its own batch entry:
     /// `q [N, T, H, D]`, `k` and `v` `[N, S, K, D]` -> `[N, T, H, D]`.
@@ -124,11 +126,45 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A copy of `x` in which row `rows[i]` is replaced by row `i` of `source`.
     fn replace_rows(&self, x: &Self::Buffer, width: usize, rows: &[usize], source: &Self::Buffer) -> Self::Buffer;
 
+    /// A copy of `x` to whose row `rows[i]` `factors[i]` times row `i` of `source` is added, in that order; a row may be
+    /// named more than once.
+    fn add_scaled_rows(
+        &self,
+        x: &Self::Buffer,
+        width: usize,
+        rows: &[usize],
+        factors: &[f32],
+        source: &Self::Buffer,
+    ) -> Self::Buffer;
+
+    /// The mean of every `rows` rows of `width` elements.
+    fn mean_rows(&self, x: &Self::Buffer, rows: usize, width: usize) -> Self::Buffer;
+
+    /// Some columns of rows of `width` elements.
+    fn columns(&self, x: &Self::Buffer, width: usize, columns: std::ops::Range<usize>) -> Self::Buffer;
+
+    /// Rows side by side: each part's rows have the width given with it.
+    fn concat_columns(&self, parts: &[(&Self::Buffer, usize)]) -> Self::Buffer;
+
     /// The parts one after another.
     fn concat(&self, parts: &[&Self::Buffer]) -> Self::Buffer;
 
     /// Cuts pictures `[N, C, height, width]` into square patches: `[N × patches (row by row), C × patch × patch]`.
     fn unfold_patches(&self, x: &Self::Buffer, dims: PatchDims) -> Self::Buffer;
+
+    /// The windows of a convolution over pictures `[N, height, width, C]`: `[N × outputs (row by row), C × kernel height ×
+    /// kernel width]`, so that the convolution is a matrix product with its weights as checkpoints hold them.
+    fn unfold_windows(&self, x: &Self::Buffer, dims: ConvolutionDims) -> Self::Buffer;
+
+    /// A convolution of pictures `[N, height, width, C]` in which output channel `o` sees only channel `o / M`: weight
+    /// `[kernel height, kernel width, C × M]`, bias `[C × M]`, result `[N, output height, output width, C × M]`.
+    fn depthwise(
+        &self,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        bias: Option<&Self::Buffer>,
+        dims: ConvolutionDims,
+    ) -> Self::Buffer;
 }
 
 /// What happens to a matrix product before it is stored: `activation(x·w + bias) + residual`.
@@ -199,4 +235,58 @@ pub struct PatchDims {
     pub width: usize,
     /// Side of a patch in pixels.
     pub patch: usize,
+}
+
+/// Sizes of [`Backend::rope`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RopeDims {
+    /// Heads per row.
+    pub heads: usize,
+    /// D: elements per head.
+    pub head_dim: usize,
+    /// P: pairs per head that turn.
+    pub pairs: usize,
+    /// Which elements make a pair.
+    pub pairing: RopePairing,
+}
+
+/// Which elements of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairing {
+    /// `i` and `i + P` (Llama and Qwen as published on the hub).
+    Halves,
+    /// `2i` and `2i + 1` (the paper, DeepSeek).
+    Adjacent,
+}
+
+/// Sizes of a convolution; outside of a picture there are zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvolutionDims {
+    /// N: pictures.
+    pub batch: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// C: channels.
+    pub channels: usize,
+    /// M: output channels per channel; 1 unless depthwise.
+    pub multiplier: usize,
+    /// Height and width of the window.
+    pub kernel: [usize; 2],
+    /// Steps between windows, down and across.
+    pub stride: [usize; 2],
+    /// Rows of zeros above and below, columns of zeros left and right.
+    pub padding: [usize; 2],
+}
+
+impl ConvolutionDims {
+    /// Rows and columns of outputs.
+    pub fn output(&self) -> [usize; 2] {
+        let along = |size: usize, axis: usize| {
+            let (padded, kernel) = (size + 2 * self.padding[axis], self.kernel[axis]);
+            if padded < kernel { 0 } else { (padded - kernel) / self.stride[axis] + 1 }
+        };
+        [along(self.height, 0), along(self.width, 1)]
+    }
 }

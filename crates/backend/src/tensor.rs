@@ -1,12 +1,12 @@
 //! [`Tensor`]: a shape, a buffer and the backend they live on.
 
 use std::fmt;
-use std::ops::Add;
+use std::ops::{Add, Mul, Range};
 use std::sync::Arc;
 
 use crate::kv::{LayerKv, Step};
-use crate::layers::RopeRows;
-use crate::ops::{AttentionDims, Backend, PatchDims};
+use crate::ops::{Activation, AttentionDims, Backend, ConvolutionDims, PatchDims, RopeDims};
+use crate::rope::RopeRows;
 
 /// Values of a known shape on a backend. Cloning shares the values.
 pub struct Tensor<B: Backend> {
@@ -89,13 +89,28 @@ impl<B: Backend> Tensor<B> {
         self.like(self.backend.add_repeated(&self.buffer, &row.buffer))
     }
 
-    /// Rotates `[rows, heads, D]` by the angles of `rope`.
+    /// Multiplies by a tensor of fewer elements over and over: `[N, T, width] * [width]`.
+    #[track_caller]
+    pub fn mul_repeated(&self, row: &Self) -> Self {
+        let (have, len): (usize, usize) = (self.shape.iter().product(), row.shape.iter().product());
+        assert!(len > 0 && have % len == 0, "{:?} cannot be repeated over {:?}", row.shape, self.shape);
+        self.like(self.backend.mul_repeated(&self.buffer, &row.buffer))
+    }
+
+    /// `activation(self)`.
+    pub fn activate(&self, activation: Activation) -> Self {
+        self.like(self.backend.activate(&self.buffer, activation))
+    }
+
+    /// Rotates the first elements of every head of `[rows, heads, D]` by the angles of `rope`.
     #[track_caller]
     pub fn rope(&self, rope: &RopeRows<B>) -> Self {
-        let expected = [rope.cos.shape[0], rope.cos.shape[1] * 2];
-        assert_eq!([self.shape[0], self.width()], expected, "{:?} does not fit its rotation angles", self.shape);
-        let [_, heads, head_dim] = self.three_dims();
-        self.like(self.backend.rope(&self.buffer, heads, head_dim, &rope.cos.buffer, &rope.sin.buffer))
+        let [rows, heads, head_dim] = self.three_dims();
+        let pairs = rope.cos.width();
+        let fits = rows == rope.cos.rows() && 2 * pairs <= head_dim;
+        assert!(fits, "{:?} does not fit its rotation angles {:?}", self.shape, rope.cos.shape);
+        let dims = RopeDims { heads, head_dim, pairs, pairing: rope.pairing };
+        self.like(self.backend.rope(&self.buffer, dims, &rope.cos.buffer, &rope.sin.buffer))
     }
 
     /// Attention within each entry of a batch, every query seeing every key: `self` is q `[N × T, H, D]`, `k` and `v`
@@ -140,6 +155,45 @@ impl<B: Backend> Tensor<B> {
         self.like(self.backend.replace_rows(&self.buffer, self.width(), rows, &source.buffer))
     }
 
+    /// A copy to whose row `rows[i]` `factors[i]` times row `i` of `source` is added.
+    #[track_caller]
+    pub fn add_scaled_rows(&self, rows: &[usize], factors: &[f32], source: &Self) -> Self {
+        assert_eq!([rows.len(), self.width()], [source.rows(), source.width()], "rows to add do not fit");
+        assert_eq!(rows.len(), factors.len(), "a factor for every row");
+        assert!(rows.iter().all(|&row| row < self.rows()), "row out of range of {:?}", self.shape);
+        self.like(self.backend.add_scaled_rows(&self.buffer, self.width(), rows, factors, &source.buffer))
+    }
+
+    /// The mean of every `rows` rows: `[groups × rows, width]` -> `[groups, width]`.
+    #[track_caller]
+    pub fn mean_rows(&self, rows: usize) -> Self {
+        assert!(rows > 0 && self.rows() % rows == 0, "{:?} is not groups of {rows} rows", self.shape);
+        let means = self.backend.mean_rows(&self.buffer, rows, self.width());
+        Self::wrap(&self.backend, means, vec![self.rows() / rows, self.width()])
+    }
+
+    /// Some elements of every row: `[…, width]` -> `[…, columns]`.
+    #[track_caller]
+    pub fn columns(&self, columns: Range<usize>) -> Self {
+        assert!(columns.end <= self.width(), "columns {columns:?} of {:?}", self.shape);
+        let mut shape = self.shape.clone();
+        *shape.last_mut().expect("a tensor has a dimension") = columns.len();
+        Self::wrap(&self.backend, self.backend.columns(&self.buffer, self.width(), columns), shape)
+    }
+
+    /// The rows of all parts side by side: `[rows, width]` each -> `[rows, sum of the widths]`.
+    ///
+    /// # Panics
+    /// If there are no parts or their rows differ.
+    #[track_caller]
+    pub fn concat_columns(parts: &[&Self]) -> Self {
+        let first = parts[0];
+        assert!(parts.iter().all(|part| part.rows() == first.rows()), "parts of different heights");
+        let buffers: Vec<(&B::Buffer, usize)> = parts.iter().map(|part| (part.buffer(), part.width())).collect();
+        let width = parts.iter().map(|part| part.width()).sum();
+        Self::wrap(&first.backend, first.backend.concat_columns(&buffers), vec![first.rows(), width])
+    }
+
     /// The rows of all parts, one after another.
     ///
     /// # Panics
@@ -166,6 +220,20 @@ impl<B: Backend> Tensor<B> {
         Self::wrap(&self.backend, unfolded, vec![batch, patches, channels * patch * patch])
     }
 
+    /// The windows of a convolution over `[N, height, width, C]`: `[N × outputs, C × kernel height × kernel width]`.
+    pub(crate) fn unfold_windows(&self, dims: ConvolutionDims) -> Self {
+        let [rows, columns] = dims.output();
+        let window = dims.channels * dims.kernel[0] * dims.kernel[1];
+        let unfolded = self.backend.unfold_windows(&self.buffer, dims);
+        Self::wrap(&self.backend, unfolded, vec![dims.batch * rows * columns, window])
+    }
+
+    pub(crate) fn depthwise(&self, weight: &Self, bias: Option<&Self>, dims: ConvolutionDims) -> Self {
+        let [rows, columns] = dims.output();
+        let out = self.backend.depthwise(&self.buffer, &weight.buffer, bias.map(Self::buffer), dims);
+        Self::wrap(&self.backend, out, vec![dims.batch, rows, columns, dims.channels * dims.multiplier])
+    }
+
     pub(crate) fn like(&self, buffer: B::Buffer) -> Self {
         Self::wrap(&self.backend, buffer, self.shape.clone())
     }
@@ -173,6 +241,16 @@ impl<B: Backend> Tensor<B> {
     #[track_caller]
     fn three_dims(&self) -> [usize; 3] {
         self.shape[..].try_into().unwrap_or_else(|_| panic!("expected [rows, heads, D], not {:?}", self.shape))
+    }
+}
+
+impl<B: Backend> Mul for &Tensor<B> {
+    type Output = Tensor<B>;
+
+    #[track_caller]
+    fn mul(self, other: Self) -> Tensor<B> {
+        assert_eq!(self.shape, other.shape, "cannot multiply {:?} and {:?}", self.shape, other.shape);
+        self.like(self.backend.mul(&self.buffer, &other.buffer))
     }
 }
 

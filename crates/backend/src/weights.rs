@@ -130,9 +130,14 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// When the backend cannot hold the weight's type.
     pub fn patch_embedding(&self, name: &str, channels: usize, patch: usize, out_features: usize) -> Result<Linear<B>> {
+        self.linear_of_shape(name, &[out_features, channels, patch, patch])
+    }
+
+    /// `name.weight` of a shape whose last dimensions are read as one, and `name.bias`.
+    pub(crate) fn linear_of_shape(&self, name: &str, shape: &[usize]) -> Result<Linear<B>> {
         let weights = self.at(name);
-        let in_features = channels * patch * patch;
-        let weight = Arc::new(weights.matrix("weight", &[out_features, channels, patch, patch])?);
+        let (out_features, in_features) = (shape[0], shape[1..].iter().product());
+        let weight = Arc::new(weights.matrix("weight", shape)?);
         let bias = Some(weights.values("bias", &[out_features])?);
         Ok(Linear { weight, bias, out_features, in_features })
     }

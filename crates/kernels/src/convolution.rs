@@ -65,7 +65,8 @@ impl Convolution {
     }
 }
 
-/// The windows of some rows of outputs, one after another, each `[kernel height, kernel width, channels]`.
+/// The windows of some rows of outputs, one after another, each `[channels, kernel height, kernel width]`: the order in
+/// which checkpoints hold a convolution's weights.
 ///
 /// # Panics
 /// If the lengths do not fit.
@@ -73,7 +74,7 @@ impl Convolution {
 pub fn unfold_windows(picture: &[f32], sizes: Convolution, rows: Range<usize>, out: &mut [f32]) {
     sizes.check(picture, &rows, out, sizes.window_len());
     let Convolution { height, width, channels, kernel, .. } = sizes;
-    let line = kernel[1] * channels;
+    let taps = kernel[0] * kernel[1];
     if sizes.window_len() == 0 {
         return;
     }
@@ -81,14 +82,17 @@ pub fn unfold_windows(picture: &[f32], sizes: Convolution, rows: Range<usize>, o
     for ((row, column), window) in places.zip(out.chunks_exact_mut(sizes.window_len())) {
         let (down, top) = sizes.taps(0, height, row);
         let (across, left) = sizes.taps(1, width, column);
-        window[..down.start * line].fill(0.0);
-        window[down.end * line..].fill(0.0);
-        let lines = window[down.start * line..down.end * line].chunks_exact_mut(line);
-        for (y, out) in (top..).zip(lines) {
-            out[..across.start * channels].fill(0.0);
-            out[across.end * channels..].fill(0.0);
-            let seen = &picture[(y * width + left) * channels..][..across.len() * channels];
-            out[across.start * channels..across.end * channels].copy_from_slice(seen);
+        if down.len() * across.len() < taps {
+            window.fill(0.0);
+        }
+        for (y, tap_y) in (top..).zip(down) {
+            for (x, tap_x) in (left..).zip(across.clone()) {
+                let pixel = &picture[(y * width + x) * channels..][..channels];
+                let places = window[tap_y * kernel[1] + tap_x..].iter_mut().step_by(taps);
+                for (place, &value) in places.zip(pixel) {
+                    *place = value;
+                }
+            }
         }
     }
 }
@@ -299,7 +303,8 @@ pub(crate) mod tests {
                 unfold_windows(&picture, sizes, first..rows, &mut out);
                 for (at, &value) in out.iter().enumerate() {
                     let (place, inner) = (at / sizes.window_len(), at % sizes.window_len());
-                    let (tap, channel) = (inner / sizes.channels, inner % sizes.channels);
+                    let taps = sizes.kernel[0] * sizes.kernel[1];
+                    let (tap, channel) = (inner % taps, inner / taps);
                     let tap = [tap / sizes.kernel[1], tap % sizes.kernel[1]];
                     let place = [first + place / columns, place % columns];
                     let expected = pixel(&picture, &sizes, place, tap, channel);

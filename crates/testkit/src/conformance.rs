@@ -1,6 +1,8 @@
 //! The conformance table: one row per operation and shape, run by every backend against the reference backend.
 
-use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, PatchDims, Span};
+use ocelli_backend::{
+    Activation, AttentionDims, BLOCK_TOKENS, Backend, ConvolutionDims, Epilogue, PatchDims, RopeDims, RopePairing, Span,
+};
 use ocelli_formats::{Dtype, SharedBytes, TensorData};
 
 use crate::{Random, ReferenceBackend};
@@ -24,6 +26,7 @@ pub fn conformance<B: Backend>(backend: &B) {
     attention_cached(backend);
     rows(backend);
     patches(backend);
+    convolutions(backend);
 }
 
 /// Both backends side by side: what one computes the other must.
@@ -159,6 +162,14 @@ fn elementwise<B: Backend>(backend: &B) {
         let repeated: Vec<f32> = random.values(count * 3);
         let actual = backend.add_repeated(&backend.upload(&repeated), &on_a);
         pair(backend, "add_repeated").check(&actual, &ReferenceBackend.add_repeated(&repeated, &a), 1e-6);
+        pair(backend, "mul").check(&backend.mul(&on_a, &on_b), &ReferenceBackend.mul(&a, &b), 1e-6);
+        let actual = backend.mul_repeated(&backend.upload(&repeated), &on_a);
+        pair(backend, "mul_repeated").check(&actual, &ReferenceBackend.mul_repeated(&repeated, &a), 1e-6);
+        for activation in [Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+            let actual = backend.activate(&on_a, activation);
+            let expected = ReferenceBackend.activate(&a, activation);
+            pair(backend, format!("{activation:?}")).check(&actual, &expected, 2e-6);
+        }
     }
 }
 
@@ -177,14 +188,16 @@ fn norms<B: Backend>(backend: &B) {
 
 fn rope<B: Backend>(backend: &B) {
     let mut random = Random::new(5);
-    for (rows, heads, head_dim) in [(1, 1, 2), (3, 2, 16), (5, 9, 64), (2, 3, 72)] {
-        let x = random.values(rows * heads * head_dim);
-        let (cos, sin): (Vec<f32>, Vec<f32>) =
-            (0..rows * head_dim / 2).map(|_| (random.value() * 30.0).sin_cos()).map(|(sin, cos)| (cos, sin)).unzip();
-        let expected = ReferenceBackend.rope(&x, heads, head_dim, &cos, &sin);
-        let (on_cos, on_sin) = (backend.upload(&cos), backend.upload(&sin));
-        let actual = backend.rope(&backend.upload(&x), heads, head_dim, &on_cos, &on_sin);
-        pair(backend, format!("rope {rows}x{heads}x{head_dim}")).check(&actual, &expected, 1e-6);
+    for (rows, heads, head_dim, pairs) in [(1, 1, 2, 1), (3, 2, 16, 8), (5, 9, 64, 32), (2, 3, 72, 36), (4, 2, 64, 16)]
+    {
+        for pairing in [RopePairing::Halves, RopePairing::Adjacent] {
+            let dims = RopeDims { heads, head_dim, pairs, pairing };
+            let x = random.values(rows * heads * head_dim);
+            let (sin, cos): (Vec<f32>, Vec<f32>) = (0..rows * pairs).map(|_| (random.value() * 30.0).sin_cos()).unzip();
+            let expected = ReferenceBackend.rope(&x, dims, &cos, &sin);
+            let actual = backend.rope(&backend.upload(&x), dims, &backend.upload(&cos), &backend.upload(&sin));
+            pair(backend, format!("rope {rows}x{dims:?}")).check(&actual, &expected, 1e-6);
+        }
     }
 }
 
@@ -254,8 +267,52 @@ fn rows<B: Backend>(backend: &B) {
     pair(backend, "gather_rows").check(&actual, &ReferenceBackend.gather_rows(&x, width, &[5, 0, 0, 2]), 0.0);
     let actual = backend.replace_rows(&on_x, width, &[4, 1], &on_source);
     pair(backend, "replace_rows").check(&actual, &ReferenceBackend.replace_rows(&x, width, &[4, 1], &source), 0.0);
+    // Row 4 twice: sums are taken in order.
+    let (rows, factors) = ([4, 4], [0.5, -2.0]);
+    let actual = backend.add_scaled_rows(&on_x, width, &rows, &factors, &on_source);
+    let expected = ReferenceBackend.add_scaled_rows(&x, width, &rows, &factors, &source);
+    pair(backend, "add_scaled_rows").check(&actual, &expected, 1e-6);
+    let actual = backend.mean_rows(&on_x, 3, width);
+    pair(backend, "mean_rows").check(&actual, &ReferenceBackend.mean_rows(&x, 3, width), 1e-6);
+    let actual = backend.columns(&on_x, width, 3..12);
+    pair(backend, "columns").check(&actual, &ReferenceBackend.columns(&x, width, 3..12), 0.0);
+    let actual = backend.concat_columns(&[(&on_x, 3 * width), (&on_source, width), (&on_x, 3 * width)]);
+    let expected = ReferenceBackend.concat_columns(&[(&x, 3 * width), (&source, width), (&x, 3 * width)]);
+    pair(backend, "concat_columns").check(&actual, &expected, 0.0);
     let actual = backend.concat(&[&on_source, &on_x, &on_source]);
     pair(backend, "concat").check(&actual, &ReferenceBackend.concat(&[&source, &x, &source]), 0.0);
+}
+
+fn convolutions<B: Backend>(backend: &B) {
+    let mut random = Random::new(12);
+    let base = ConvolutionDims {
+        batch: 2,
+        height: 9,
+        width: 21,
+        channels: 20,
+        multiplier: 1,
+        kernel: [3, 3],
+        stride: [1, 1],
+        padding: [1, 1],
+    };
+    let cases = [
+        base,
+        ConvolutionDims { stride: [2, 2], multiplier: 2, ..base },
+        ConvolutionDims { kernel: [7, 7], padding: [3, 3], ..base },
+        ConvolutionDims { kernel: [1, 3], padding: [0, 1], height: 1, stride: [1, 2], ..base },
+        ConvolutionDims { kernel: [1, 1], padding: [0, 0], batch: 1, ..base },
+    ];
+    for dims in cases {
+        let x = random.values(dims.batch * dims.height * dims.width * dims.channels);
+        let on_x = backend.upload(&x);
+        let actual = backend.unfold_windows(&on_x, dims);
+        pair(backend, format!("windows of {dims:?}")).check(&actual, &ReferenceBackend.unfold_windows(&x, dims), 0.0);
+        let channels = dims.channels * dims.multiplier;
+        let (weight, bias) = (random.values(dims.kernel[0] * dims.kernel[1] * channels), random.values(channels));
+        let actual = backend.depthwise(&on_x, &backend.upload(&weight), Some(&backend.upload(&bias)), dims);
+        let expected = ReferenceBackend.depthwise(&x, &weight, Some(&bias), dims);
+        pair(backend, format!("depthwise {dims:?}")).check(&actual, &expected, 4e-6);
+    }
 }
 
 fn patches<B: Backend>(backend: &B) {

@@ -1,6 +1,10 @@
 //! The reference backend: every operation as its definition says, sums in float64, one thread, no cleverness.
 
-use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, PatchDims, Span};
+use std::ops::Range;
+
+use ocelli_backend::{
+    Activation, AttentionDims, BLOCK_TOKENS, Backend, ConvolutionDims, Epilogue, PatchDims, RopeDims, RopePairing, Span,
+};
 use ocelli_formats::WeightData;
 
 /// Obviously correct, hopelessly slow.
@@ -94,16 +98,31 @@ impl Backend for ReferenceBackend {
         x.chunks(weight.len()).flat_map(row).collect()
     }
 
-    fn rope(&self, x: &Vec<f32>, heads: usize, head_dim: usize, cos: &Vec<f32>, sin: &Vec<f32>) -> Vec<f32> {
+    fn mul(&self, a: &Vec<f32>, b: &Vec<f32>) -> Vec<f32> {
+        a.iter().zip(b).map(|(a, b)| a * b).collect()
+    }
+
+    fn mul_repeated(&self, x: &Vec<f32>, row: &Vec<f32>) -> Vec<f32> {
+        x.iter().zip(row.iter().cycle()).map(|(a, b)| a * b).collect()
+    }
+
+    fn activate(&self, x: &Vec<f32>, activation: Activation) -> Vec<f32> {
+        x.iter().map(|&value| activate(value.into(), activation) as f32).collect()
+    }
+
+    fn rope(&self, x: &Vec<f32>, dims: RopeDims, cos: &Vec<f32>, sin: &Vec<f32>) -> Vec<f32> {
         let mut out = x.clone();
-        let half = head_dim / 2;
-        for (at, head) in out.chunks_mut(head_dim).enumerate() {
-            let angles = at / heads * half;
-            for i in 0..half {
-                let (a, b) = (f64::from(head[i]), f64::from(head[i + half]));
-                let (c, s) = (f64::from(cos[angles + i]), f64::from(sin[angles + i]));
-                head[i] = (a * c - b * s) as f32;
-                head[i + half] = (b * c + a * s) as f32;
+        for (at, head) in out.chunks_mut(dims.head_dim).enumerate() {
+            for pair in 0..dims.pairs {
+                let (first, second) = match dims.pairing {
+                    RopePairing::Halves => (pair, pair + dims.pairs),
+                    RopePairing::Adjacent => (2 * pair, 2 * pair + 1),
+                };
+                let angle = at / dims.heads * dims.pairs + pair;
+                let (a, b) = (f64::from(head[first]), f64::from(head[second]));
+                let (c, s) = (f64::from(cos[angle]), f64::from(sin[angle]));
+                head[first] = (a * c - b * s) as f32;
+                head[second] = (b * c + a * s) as f32;
             }
         }
         out
@@ -176,6 +195,42 @@ impl Backend for ReferenceBackend {
         out
     }
 
+    fn add_scaled_rows(
+        &self,
+        x: &Vec<f32>,
+        width: usize,
+        rows: &[usize],
+        factors: &[f32],
+        source: &Vec<f32>,
+    ) -> Vec<f32> {
+        let mut out = x.clone();
+        for (i, &row) in rows.iter().enumerate() {
+            for column in 0..width {
+                out[row * width + column] += factors[i] * source[i * width + column];
+            }
+        }
+        out
+    }
+
+    fn mean_rows(&self, x: &Vec<f32>, rows: usize, width: usize) -> Vec<f32> {
+        let mean = |group: &[f32], column: usize| {
+            let sum: f64 = group.iter().skip(column).step_by(width).map(|&value| f64::from(value)).sum();
+            (sum / rows as f64) as f32
+        };
+        let means = |group: &[f32]| (0..width).map(|column| mean(group, column)).collect::<Vec<_>>();
+        x.chunks(rows * width).flat_map(means).collect()
+    }
+
+    fn columns(&self, x: &Vec<f32>, width: usize, columns: Range<usize>) -> Vec<f32> {
+        x.chunks(width).flat_map(|row| row[columns.clone()].to_vec()).collect()
+    }
+
+    fn concat_columns(&self, parts: &[(&Vec<f32>, usize)]) -> Vec<f32> {
+        let rows = parts.first().map_or(0, |(part, width)| part.len() / width);
+        let row = |row: usize| parts.iter().flat_map(move |(part, width)| part[row * width..][..*width].to_vec());
+        (0..rows).flat_map(row).collect()
+    }
+
     fn concat(&self, parts: &[&Vec<f32>]) -> Vec<f32> {
         parts.iter().flat_map(|part| part.iter().copied()).collect()
     }
@@ -194,6 +249,46 @@ impl Backend for ReferenceBackend {
         }
         out
     }
+
+    fn unfold_windows(&self, x: &Vec<f32>, dims: ConvolutionDims) -> Vec<f32> {
+        let [rows, columns] = dims.output();
+        let [kernel_height, kernel_width] = dims.kernel;
+        let mut out = Vec::new();
+        for place in 0..dims.batch * rows * columns {
+            for inner in 0..dims.channels * kernel_height * kernel_width {
+                let (channel, tap) = (inner / (kernel_height * kernel_width), inner % (kernel_height * kernel_width));
+                out.push(pixel(x, &dims, place, [tap / kernel_width, tap % kernel_width], channel));
+            }
+        }
+        out
+    }
+
+    fn depthwise(&self, x: &Vec<f32>, weight: &Vec<f32>, bias: Option<&Vec<f32>>, dims: ConvolutionDims) -> Vec<f32> {
+        let [rows, columns] = dims.output();
+        let channels = dims.channels * dims.multiplier;
+        let mut out = Vec::new();
+        for at in 0..dims.batch * rows * columns * channels {
+            let (place, channel) = (at / channels, at % channels);
+            let mut sum = bias.map_or(0.0, |bias| f64::from(bias[channel]));
+            for tap in 0..dims.kernel[0] * dims.kernel[1] {
+                let tap_at = [tap / dims.kernel[1], tap % dims.kernel[1]];
+                let pixel = pixel(x, &dims, place, tap_at, channel / dims.multiplier);
+                sum += f64::from(pixel) * f64::from(weight[tap * channels + channel]);
+            }
+            out.push(sum as f32);
+        }
+        out
+    }
+}
+
+/// What a tap of output `place` meets; zero outside of the picture.
+fn pixel(x: &[f32], dims: &ConvolutionDims, place: usize, tap: [usize; 2], channel: usize) -> f32 {
+    let [rows, columns] = dims.output();
+    let (picture, row, column) = (place / (rows * columns), place / columns % rows, place % columns);
+    let down = (row * dims.stride[0] + tap[0]).checked_sub(dims.padding[0]).filter(|&y| y < dims.height);
+    let across = (column * dims.stride[1] + tap[1]).checked_sub(dims.padding[1]).filter(|&x| x < dims.width);
+    let at = |(y, x_at)| x[((picture * dims.height + y) * dims.width + x_at) * dims.channels + channel];
+    down.zip(across).map_or(0.0, at)
 }
 
 impl Slots {

@@ -1,0 +1,108 @@
+//! Convolutions over pictures that lie channels last, `[N, height, width, C]`.
+
+use crate::error::Result;
+use crate::layers::Linear;
+use crate::ops::{Activation, Backend, ConvolutionDims};
+use crate::tensor::Tensor;
+use crate::weights::Weights;
+
+/// How the windows of a convolution lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Height and width of the window.
+    pub kernel: [usize; 2],
+    /// Steps between windows, down and across.
+    pub stride: [usize; 2],
+    /// Rows of zeros above and below, columns of zeros left and right.
+    pub padding: [usize; 2],
+}
+
+impl Windows {
+    /// Square windows of a side, so padded that a stride of 1 keeps the picture's size.
+    pub fn square(side: usize, stride: usize) -> Self {
+        Self { kernel: [side; 2], stride: [stride; 2], padding: [side / 2; 2] }
+    }
+
+    #[track_caller]
+    fn dims<B: Backend>(&self, x: &Tensor<B>, multiplier: usize) -> ConvolutionDims {
+        let &[batch, height, width, channels] = x.shape() else {
+            panic!("expected [N, height, width, C], not {:?}", x.shape())
+        };
+        let Self { kernel, stride, padding } = *self;
+        ConvolutionDims { batch, height, width, channels, multiplier, kernel, stride, padding }
+    }
+}
+
+/// A convolution in which every output sees all channels.
+pub struct Convolution<B: Backend> {
+    linear: Linear<B>,
+    windows: Windows,
+}
+
+impl<B: Backend> Convolution<B> {
+    /// `[N, height, width, C]` -> `[N, output height, output width, out]`, activated.
+    #[track_caller]
+    pub fn forward_then(&self, x: &Tensor<B>, activation: Activation) -> Tensor<B> {
+        let dims = self.windows.dims(x, 1);
+        let [rows, columns] = dims.output();
+        let windows = x.unfold_windows(dims).reshape(&[dims.batch, rows, columns, self.linear.in_features]);
+        self.linear.forward_then(&windows, activation)
+    }
+}
+
+/// A convolution in which every output sees one channel.
+pub struct DepthwiseConvolution<B: Backend> {
+    weight: Tensor<B>,
+    bias: Option<Tensor<B>>,
+    windows: Windows,
+}
+
+impl<B: Backend> DepthwiseConvolution<B> {
+    /// `[N, height, width, C]` -> `[N, output height, output width, out]`.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
+        let channels = x.width();
+        assert_eq!(self.weight.width() % channels, 0, "{:?} does not fit {:?}", x.shape(), self.weight.shape());
+        let dims = self.windows.dims(x, self.weight.width() / channels);
+        x.depthwise(&self.weight, self.bias.as_ref(), dims)
+    }
+}
+
+impl<B: Backend> Weights<B> {
+    /// `name.weight` `[out, channels, kernel height, kernel width]` and `name.bias`.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the weight's type.
+    pub fn convolution(
+        &self,
+        name: &str,
+        channels: usize,
+        out_features: usize,
+        windows: Windows,
+    ) -> Result<Convolution<B>> {
+        let shape = [out_features, channels, windows.kernel[0], windows.kernel[1]];
+        Ok(Convolution { linear: self.linear_of_shape(name, &shape)?, windows })
+    }
+
+    /// `name.weight` `[out, 1, kernel height, kernel width]` and, unless `has_bias` is false, `name.bias`.
+    ///
+    /// # Errors
+    /// When a tensor is not of a float type.
+    pub fn depthwise_convolution(
+        &self,
+        name: &str,
+        out_features: usize,
+        windows: Windows,
+        has_bias: bool,
+    ) -> Result<DepthwiseConvolution<B>> {
+        let [height, width] = windows.kernel;
+        let weights = self.at(name);
+        let published = weights.values("weight", &[out_features, 1, height, width])?.to_vec();
+        // Registers run along channels, so these come last.
+        let taps = height * width;
+        let by_tap = (0..taps).flat_map(|tap| published[tap..].iter().step_by(taps).copied());
+        let weight = Tensor::new(self.backend(), &by_tap.collect::<Vec<_>>(), &[taps, out_features]);
+        let bias = if has_bias { Some(weights.values("bias", &[out_features])?) } else { None };
+        Ok(DepthwiseConvolution { weight, bias, windows })
+    }
+}
