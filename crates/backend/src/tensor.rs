@@ -167,7 +167,7 @@ impl<B: Backend> Tensor<B> {
     /// The mean of every `rows` rows: `[groups × rows, width]` -> `[groups, width]`.
     #[track_caller]
     pub fn mean_rows(&self, rows: usize) -> Self {
-        assert!(rows > 0 && self.rows() % rows == 0, "{:?} is not groups of {rows} rows", self.shape);
+        assert!(rows > 0 && self.rows().is_multiple_of(rows), "{:?} is not groups of {rows} rows", self.shape);
         let means = self.backend.mean_rows(&self.buffer, rows, self.width());
         Self::wrap(&self.backend, means, vec![self.rows() / rows, self.width()])
     }

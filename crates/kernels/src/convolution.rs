@@ -7,8 +7,6 @@
 //!
 //! A row of outputs depends on nothing but its own window, so rows may be split between threads at will.
 
-#![expect(clippy::needless_range_loop, reason = "several small arrays are indexed alike; iterators hide the tile")]
-
 use std::ops::Range;
 
 use crate::dispatch::Kernels;
