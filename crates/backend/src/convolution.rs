@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::layers::Linear;
 use crate::ops::{Activation, Backend, ConvolutionDims};
+use crate::precision::Role;
 use crate::tensor::Tensor;
 use crate::weights::Weights;
 
@@ -68,7 +69,7 @@ impl<B: Backend> DepthwiseConvolution<B> {
     }
 }
 
-impl<B: Backend> Weights<B> {
+impl<B: Backend> Weights<'_, B> {
     /// `name.weight` `[out, channels, kernel height, kernel width]` and `name.bias`.
     ///
     /// # Errors
@@ -81,7 +82,9 @@ impl<B: Backend> Weights<B> {
         windows: Windows,
     ) -> Result<Convolution<B>> {
         let shape = [out_features, channels, windows.kernel[0], windows.kernel[1]];
-        Ok(Convolution { linear: self.linear_of_shape(name, &shape)?, windows })
+        // Few channels are those of pixels.
+        let role = if channels <= 4 { Role::Patches } else { Role::Matrix };
+        Ok(Convolution { linear: self.linear_of_shape(role, name, &shape)?, windows })
     }
 
     /// `name.weight` `[out, 1, kernel height, kernel width]` and, unless `has_bias` is false, `name.bias`.

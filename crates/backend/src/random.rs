@@ -1,87 +1,54 @@
 //! [`RandomWeights`]: weights that exist nowhere, for measuring speed and memory, which do not depend on values.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::cell::Cell;
 
 use ocelli_formats::{Dtype, SharedBytes, TensorData};
 
 use crate::error::Result;
 
-/// A checkpoint that holds whatever a model asks for, in the shape it asks for, as bfloat16. Clones share it.
+/// A checkpoint that holds whatever a model asks for, in the shape it asks for, as bfloat16. Every tensor is made when
+/// it is asked for and kept by nobody else.
 ///
 /// Vectors named `weight` (norms) are about 1, other vectors about 0, and the rows of matrices have a length of about
 /// 1, so that numbers neither vanish nor overflow on their way through a model.
-#[derive(Clone, Debug)]
-pub struct RandomWeights {
-    state: Rc<RefCell<State>>,
-    /// Beyond this many bytes, weights are zeros in memory that is never touched: see [`RandomWeights::fits`].
-    most_bytes: u64,
-}
-
 #[derive(Debug)]
-struct State {
-    random: u64,
-    made: Vec<(String, Vec<usize>)>,
-    bytes: u64,
+pub struct RandomWeights {
+    state: Cell<u64>,
 }
 
 impl RandomWeights {
-    /// Weights of at most `most_bytes`; the same seed gives the same ones.
-    pub fn new(seed: u64, most_bytes: u64) -> Self {
-        let state = State { random: seed, made: Vec::new(), bytes: 0 };
-        Self { state: Rc::new(RefCell::new(state)), most_bytes }
+    /// The same seed gives the same weights, if they are asked for in the same order.
+    pub fn new(seed: u64) -> Self {
+        Self { state: Cell::new(seed) }
     }
 
-    /// Names and shapes of all tensors that were asked for.
-    pub fn made(&self) -> Vec<(String, Vec<usize>)> {
-        self.state.borrow().made.clone()
-    }
-
-    /// Bytes of all tensors that were asked for.
-    pub fn bytes(&self) -> u64 {
-        self.state.borrow().bytes
-    }
-
-    /// Whether all of them fitted. A model that did not fit must not be used; what it would need is known.
-    pub fn fits(&self) -> bool {
-        self.bytes() <= self.most_bytes
-    }
-
-    pub(crate) fn tensor(&self, name: String, shape: &[usize]) -> Result<TensorData> {
-        let mut state = self.state.borrow_mut();
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorData> {
         let count: usize = shape.iter().product();
         let size = count * Dtype::BF16.size();
-        state.bytes += size as u64;
-        let bytes = if state.bytes > self.most_bytes {
-            vec![0; size]
-        } else {
-            let (middle, reach) = match shape {
-                [_] if name.ends_with("weight") => (1.0, 0.1),
-                [_] => (0.0, 0.02),
-                _ => (0.0, (3.0 / (count / shape[0].max(1)).max(1) as f32).sqrt()),
-            };
-            let block = state.block(count.min(BLOCK), middle, reach);
-            let mut bytes = Vec::with_capacity(size);
-            while bytes.len() < size {
-                bytes.extend_from_slice(&block[..block.len().min(size - bytes.len())]);
-            }
-            bytes
+        let (middle, reach) = match shape {
+            [_] if name.ends_with("weight") => (1.0, 0.1),
+            [_] => (0.0, 0.02),
+            _ => (0.0, (3.0 / (count / shape[0].max(1)).max(1) as f32).sqrt()),
         };
-        state.made.push((name, shape.to_vec()));
+        let block = self.block(count.min(BLOCK), middle, reach);
+        let mut bytes = Vec::with_capacity(size);
+        while bytes.len() < size {
+            bytes.extend_from_slice(&block[..block.len().min(size - bytes.len())]);
+        }
         Ok(TensorData::new(Dtype::BF16, shape.to_vec(), SharedBytes::from(bytes))?)
     }
-}
 
-impl State {
     /// Values between `middle - reach` and `middle + reach` as bfloat16.
-    fn block(&mut self, count: usize, middle: f32, reach: f32) -> Vec<u8> {
+    fn block(&self, count: usize, middle: f32, reach: f32) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(2 * count);
+        let mut state = self.state.get();
         for _ in 0..count {
-            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let uniform = (self.random >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let uniform = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
             // The upper half of a float32 is a bfloat16.
             bytes.extend(((middle + reach * uniform).to_bits() >> 16).to_le_bytes()[..2].iter());
         }
+        self.state.set(state);
         bytes
     }
 }
@@ -96,26 +63,15 @@ mod tests {
 
     #[test]
     fn values_suit_their_place() {
-        let weights = RandomWeights::new(1, 1 << 20);
-        let norm = weights.tensor("norm.weight".into(), &[50]).unwrap().to_f32().unwrap();
+        let weights = RandomWeights::new(1);
+        let norm = weights.tensor("norm.weight", &[50]).unwrap().to_f32().unwrap();
         assert!(norm.iter().all(|value| (0.89..1.11).contains(value)));
-        let matrix = weights.tensor("up.weight".into(), &[200, 400]).unwrap().to_f32().unwrap();
+        let matrix = weights.tensor("up.weight", &[200, 400]).unwrap().to_f32().unwrap();
         for row in matrix.chunks(400) {
             let length = row.iter().map(|value| value * value).sum::<f32>();
             assert!((0.7..1.3).contains(&length), "{length}");
         }
-        assert_eq!(weights.made()[1], ("up.weight".to_owned(), vec![200, 400]));
-        let again = RandomWeights::new(1, 1 << 20).tensor("norm.weight".into(), &[50]).unwrap();
+        let again = RandomWeights::new(1).tensor("norm.weight", &[50]).unwrap();
         assert_eq!(again.to_f32().unwrap(), norm);
-    }
-
-    #[test]
-    fn what_does_not_fit_is_counted() {
-        let weights = RandomWeights::new(1, 1000);
-        weights.tensor("a.weight".into(), &[10, 10]).unwrap();
-        assert!(weights.fits());
-        weights.tensor("b.weight".into(), &[100, 10]).unwrap();
-        assert!(!weights.fits());
-        assert_eq!(weights.bytes(), 2200);
     }
 }

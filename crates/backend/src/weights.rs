@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ocelli_formats::{Checkpoint, Dtype, SharedBytes, TensorData};
+use ocelli_formats::{Dtype, GroupedLayout, SharedBytes, StoredTensor, TensorData, WeightData};
 
 use crate::error::{Error, Result};
 use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 use crate::ops::Backend;
-use crate::random::RandomWeights;
+use crate::precision::{Part, Role, quantize};
+use crate::source::{Held, Origin, WeightSource};
 use crate::tensor::Tensor;
 
 /// What a family makes of one name of a checkpoint.
@@ -26,74 +27,60 @@ pub enum Renamed {
     Ignored,
 }
 
-/// Where weights come from.
-#[derive(Clone, Copy, Debug)]
-pub enum WeightSource<'a> {
-    /// Files.
-    Checkpoint(&'a Checkpoint),
-    /// Nowhere: for measurements.
-    Random(&'a RandomWeights),
-}
-
-impl<'a> From<&'a Checkpoint> for WeightSource<'a> {
-    fn from(checkpoint: &'a Checkpoint) -> Self {
-        Self::Checkpoint(checkpoint)
-    }
-}
-
-impl<'a> From<&'a RandomWeights> for WeightSource<'a> {
-    fn from(weights: &'a RandomWeights) -> Self {
-        Self::Random(weights)
-    }
-}
-
 /// A place in a checkpoint's tree of names.
-pub struct Weights<B: Backend> {
+pub struct Weights<'a, B: Backend> {
     backend: B,
-    shared: Rc<Shared>,
+    shared: Rc<Shared<'a>>,
     prefix: String,
+    part: Part,
 }
 
-struct Shared {
-    tensors: BTreeMap<String, (String, TensorData)>,
-    /// Answers instead of `tensors`.
-    random: Option<RandomWeights>,
+struct Shared<'a> {
+    source: WeightSource<'a>,
+    /// The model's name of every tensor -> that of the checkpoint.
+    names: BTreeMap<String, String>,
     used: RefCell<BTreeSet<String>>,
     missing: RefCell<Vec<String>>,
     misshaped: RefCell<Vec<String>>,
 }
 
-impl<B: Backend> Weights<B> {
+impl<'a, B: Backend> Weights<'a, B> {
     /// All tensors of a checkpoint under the names that `rename` gives them; random weights have the model's names.
     ///
     /// # Errors
     /// When two tensors get the same name.
-    pub fn new<'a>(backend: &B, source: impl Into<WeightSource<'a>>, rename: impl Fn(&str) -> Renamed) -> Result<Self> {
-        let (checkpoint, random) = match source.into() {
-            WeightSource::Checkpoint(checkpoint) => (Some(checkpoint), None),
-            WeightSource::Random(random) => (None, Some(random.clone())),
-        };
-        let mut tensors = BTreeMap::new();
-        for (checkpoint, name) in checkpoint.iter().flat_map(|held| held.names().map(move |name| (held, name))) {
-            let Renamed::To(canonical) = rename(name) else { continue };
-            let Some(data) = checkpoint.tensor(name) else { continue };
-            if let Some((first, _)) = tensors.insert(canonical, (name.to_owned(), data)) {
-                return Err(Error::Duplicate { first, second: name.to_owned() });
+    pub fn new(backend: &B, source: impl Into<WeightSource<'a>>, rename: impl Fn(&str) -> Renamed) -> Result<Self> {
+        let source = source.into();
+        let mut names = BTreeMap::new();
+        if let Origin::Checkpoint(checkpoint) = source.origin {
+            for name in checkpoint.names() {
+                let Renamed::To(canonical) = rename(name) else { continue };
+                if let Some(first) = names.insert(canonical, name.to_owned()) {
+                    return Err(Error::Duplicate { first, second: name.to_owned() });
+                }
             }
         }
         let shared = Shared {
-            tensors,
-            random,
+            source,
+            names,
             used: RefCell::default(),
             missing: RefCell::default(),
             misshaped: RefCell::default(),
         };
-        Ok(Self { backend: backend.clone(), shared: Rc::new(shared), prefix: String::new() })
+        Ok(Self { backend: backend.clone(), shared: Rc::new(shared), prefix: String::new(), part: Part::Text })
     }
 
     /// The same checkpoint below `name`.
+    #[must_use]
     pub fn at(&self, name: &str) -> Self {
-        Self { backend: self.backend.clone(), shared: Rc::clone(&self.shared), prefix: self.path(name) }
+        let (backend, shared) = (self.backend.clone(), Rc::clone(&self.shared));
+        Self { backend, shared, prefix: self.path(name), part: self.part }
+    }
+
+    /// The same place, where everything belongs to the part that sees.
+    #[must_use]
+    pub fn vision(self) -> Self {
+        Self { part: Part::Vision, ..self }
     }
 
     /// The backend that weights are loaded to.
@@ -103,7 +90,7 @@ impl<B: Backend> Weights<B> {
 
     /// Whether the checkpoint holds this tensor; random weights hold what is asked for, and nothing before.
     pub fn has(&self, name: &str) -> bool {
-        self.shared.tensors.contains_key(&self.path(name))
+        self.shared.names.contains_key(&self.path(name))
     }
 
     /// `name.weight` `[out, in]` without a bias.
@@ -111,8 +98,15 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// When the backend cannot hold the weight's type.
     pub fn linear(&self, name: &str, in_features: usize, out_features: usize) -> Result<Linear<B>> {
-        let weight = self.at(name).matrix("weight", &[out_features, in_features])?;
-        Ok(Linear { weight: Arc::new(weight), bias: None, out_features, in_features })
+        self.linear_as(Role::Matrix, name, in_features, out_features)
+    }
+
+    /// `name.weight` `[vocabulary, in]`: the layer that gives logits.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the weight's type.
+    pub fn output(&self, name: &str, in_features: usize, vocab_size: usize) -> Result<Linear<B>> {
+        self.linear_as(Role::Output, name, in_features, vocab_size)
     }
 
     /// `name.weight` `[out, in]` and `name.bias` `[out]`.
@@ -130,14 +124,14 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// When the backend cannot hold the weight's type.
     pub fn patch_embedding(&self, name: &str, channels: usize, patch: usize, out_features: usize) -> Result<Linear<B>> {
-        self.linear_of_shape(name, &[out_features, channels, patch, patch])
+        self.linear_of_shape(Role::Patches, name, &[out_features, channels, patch, patch])
     }
 
     /// `name.weight` of a shape whose last dimensions are read as one, and `name.bias`.
-    pub(crate) fn linear_of_shape(&self, name: &str, shape: &[usize]) -> Result<Linear<B>> {
+    pub(crate) fn linear_of_shape(&self, role: Role, name: &str, shape: &[usize]) -> Result<Linear<B>> {
         let weights = self.at(name);
         let (out_features, in_features) = (shape[0], shape[1..].iter().product());
-        let weight = Arc::new(weights.matrix("weight", shape)?);
+        let weight = Arc::new(weights.matrix(role, "weight", shape)?);
         let bias = Some(weights.values("bias", &[out_features])?);
         Ok(Linear { weight, bias, out_features, in_features })
     }
@@ -147,7 +141,7 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// When the backend cannot hold the weight's type.
     pub fn embedding(&self, name: &str, count: usize, width: usize) -> Result<Embedding<B>> {
-        let weight = Arc::new(self.at(name).matrix("weight", &[count, width])?);
+        let weight = Arc::new(self.at(name).matrix(Role::Embedding, "weight", &[count, width])?);
         Ok(Embedding { backend: self.backend.clone(), weight, count, width })
     }
 
@@ -186,7 +180,12 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// When the tensor is not of a float type.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Tensor<B>> {
-        let values = self.take(name, shape)?.to_f32()?;
+        let path = self.path(name);
+        let count = shape.iter().product::<usize>();
+        let stored = self.fitting(&path, shape);
+        let values =
+            if self.shared.source.only_plans { vec![0.0; count] } else { self.load(&path, shape, stored)?.to_f32()? };
+        self.held(path, Role::Values, shape, count * size_of::<f32>());
         Ok(Tensor::new(&self.backend, &values, shape))
     }
 
@@ -196,8 +195,8 @@ impl<B: Backend> Weights<B> {
     /// [`Error::Mismatch`] with every name.
     pub fn finish(&self) -> Result<()> {
         let used = self.shared.used.borrow();
-        let unused = self.shared.tensors.iter().filter(|(canonical, _)| !used.contains(*canonical));
-        let left_over: Vec<String> = unused.map(|(_, (name, _))| name.clone()).collect();
+        let unused = self.shared.names.iter().filter(|(canonical, _)| !used.contains(*canonical));
+        let left_over: Vec<String> = unused.map(|(_, name)| name.clone()).collect();
         let (missing, misshaped) = (self.shared.missing.borrow().clone(), self.shared.misshaped.borrow().clone());
         if missing.is_empty() && left_over.is_empty() && misshaped.is_empty() {
             return Ok(());
@@ -205,38 +204,92 @@ impl<B: Backend> Weights<B> {
         Err(Error::Mismatch { missing, left_over, misshaped })
     }
 
-    fn matrix(&self, name: &str, shape: &[usize]) -> Result<B::Weight> {
-        let data = self.take(name, shape)?;
-        let flat = [shape[0], shape[1..].iter().product()];
-        let data = TensorData::new(data.dtype(), flat.to_vec(), data.bytes().clone())?;
-        let unsupported = |reason| Error::UnsupportedWeight { name: self.path(name), reason };
-        self.backend.weight(data.into()).map_err(unsupported)
+    fn linear_as(&self, role: Role, name: &str, in_features: usize, out_features: usize) -> Result<Linear<B>> {
+        let weight = self.at(name).matrix(role, "weight", &[out_features, in_features])?;
+        Ok(Linear { weight: Arc::new(weight), bias: None, out_features, in_features })
     }
 
-    /// The tensor, or zeros where it does not fit (noted for [`Self::finish`]).
-    fn take(&self, name: &str, shape: &[usize]) -> Result<TensorData> {
+    fn matrix(&self, role: Role, name: &str, shape: &[usize]) -> Result<B::Weight> {
         let path = self.path(name);
-        if let Some(random) = &self.shared.random {
-            return random.tensor(path, shape);
+        let source = &self.shared.source;
+        let layout = source.precision.layout(self.part, role, shape[1..].iter().product());
+        let stored = self.fitting(&path, shape);
+        if source.only_plans {
+            let bytes = planned_bytes(shape, stored, layout);
+            self.held(path.clone(), role, shape, bytes);
+            let nothing = TensorData::from_f32(vec![1, 1], &[0.0])?;
+            return self.weight(path, nothing.into());
         }
-        match self.shared.tensors.get(&path) {
-            Some((_, data)) if data.shape() == shape && data.dtype().is_float() => {
-                self.shared.used.borrow_mut().insert(path);
-                return Ok(data.clone());
+        let (data, is_copy) = match (self.load(&path, shape, stored)?, layout) {
+            (WeightData::Float(data), layout) => {
+                let flat = vec![shape[0], shape[1..].iter().product()];
+                let data = TensorData::new(data.dtype(), flat, data.bytes().clone())?;
+                let codes = layout.map(|layout| quantize(&data, layout, source.threads)).transpose()?.flatten();
+                let is_copy = codes.is_some();
+                (codes.map_or(data.into(), WeightData::from), is_copy)
             }
-            Some((original, data)) => {
-                let note = format!("{original} ({} {:?}, expected {shape:?})", data.dtype().name(), data.shape());
-                self.shared.misshaped.borrow_mut().push(note);
-                self.shared.used.borrow_mut().insert(path);
-            }
-            None => self.shared.missing.borrow_mut().push(path),
+            (grouped, _) => (grouped, true),
+        };
+        let bytes = data.byte_len();
+        let weight = self.weight(path.clone(), data)?;
+        // A device arranges codes anew: the file's are not read again.
+        if let Some(stored) = stored.filter(|_| is_copy) {
+            stored.release();
+        }
+        self.held(path, role, shape, bytes);
+        Ok(weight)
+    }
+
+    fn weight(&self, name: String, data: WeightData) -> Result<B::Weight> {
+        self.backend.weight(data).map_err(|reason| Error::UnsupportedWeight { name, reason })
+    }
+
+    /// The numbers of a tensor: of the checkpoint's, random ones, or zeros where the checkpoint has nothing fitting.
+    fn load(&self, path: &str, shape: &[usize], stored: Option<&StoredTensor>) -> Result<WeightData> {
+        if let Some(stored) = stored {
+            return Ok(stored.load()?);
+        }
+        if let Origin::Random(random) = self.shared.source.origin {
+            return Ok(random.tensor(path, shape)?.into());
         }
         // The load fails in `finish`, whatever a layer makes of the zeros; the system hands zeroed pages out lazily.
         let zeros = vec![0u8; shape.iter().product::<usize>() * Dtype::BF16.size()];
-        Ok(TensorData::new(Dtype::BF16, shape.to_vec(), SharedBytes::from(zeros))?)
+        Ok(TensorData::new(Dtype::BF16, shape.to_vec(), SharedBytes::from(zeros))?.into())
+    }
+
+    /// The checkpoint's tensor if it has the shape; what does not fit is noted for [`Self::finish`].
+    fn fitting(&self, path: &str, shape: &[usize]) -> Option<&'a StoredTensor> {
+        let Origin::Checkpoint(checkpoint) = self.shared.source.origin else { return None };
+        let Some((name, stored)) = self.shared.names.get(path).and_then(|name| Some((name, checkpoint.stored(name)?)))
+        else {
+            self.shared.missing.borrow_mut().push(path.to_owned());
+            return None;
+        };
+        self.shared.used.borrow_mut().insert(path.to_owned());
+        if stored.shape() == shape && stored.is_float() {
+            return Some(stored);
+        }
+        let note = format!("{name} ({} {:?}, expected {shape:?})", stored.kind(), stored.shape());
+        self.shared.misshaped.borrow_mut().push(note);
+        None
+    }
+
+    fn held(&self, name: String, role: Role, shape: &[usize], bytes: usize) {
+        if let Some(on_weight) = self.shared.source.on_weight {
+            on_weight(Held { name, shape: shape.to_vec(), role, part: self.part, bytes: bytes as u64 });
+        }
     }
 
     fn path(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+/// Bytes that a matrix will take in memory.
+fn planned_bytes(shape: &[usize], stored: Option<&StoredTensor>, layout: Option<GroupedLayout>) -> usize {
+    match (stored, layout) {
+        (Some(stored), layout) if layout.is_none() || stored.is_quantized() => stored.loaded_len(),
+        (_, Some(layout)) => shape[0] * layout.row_len(),
+        (_, None) => shape.iter().product::<usize>() * Dtype::BF16.size(),
     }
 }

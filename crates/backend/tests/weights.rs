@@ -1,7 +1,11 @@
 //! Everything that is wrong with a checkpoint is reported at once, by name.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-use ocelli_backend::{Backend, Error, Renamed, Tensor, Weights};
+use std::cell::RefCell;
+
+use ocelli_backend::{
+    Backend, Error, Held, Part, Precision, Quant, RandomWeights, Renamed, Role, Tensor, WeightSource, Weights,
+};
 use ocelli_formats::{Checkpoint, Dtype, SharedBytes, TensorData};
 use ocelli_testkit::ReferenceBackend;
 
@@ -17,13 +21,14 @@ fn keep(name: &str) -> Renamed {
     Renamed::To(name.to_owned())
 }
 
-fn open(tensors: &[(&str, &[usize])]) -> Weights<ReferenceBackend> {
-    Weights::new(&ReferenceBackend, &checkpoint(tensors), keep).unwrap()
+fn open<'a>(source: impl Into<WeightSource<'a>>) -> Weights<'a, ReferenceBackend> {
+    Weights::new(&ReferenceBackend, source, keep).unwrap()
 }
 
 #[test]
 fn a_layer_reads_its_own_tensors() {
-    let weights = open(&[("mlp.up.weight", &[2, 3]), ("mlp.up.bias", &[2])]);
+    let tensors = checkpoint(&[("mlp.up.weight", &[2, 3]), ("mlp.up.bias", &[2])]);
+    let weights = open(&tensors);
     let linear = weights.at("mlp").linear_bias("up", 3, 2).unwrap();
     weights.finish().unwrap();
     let x = Tensor::new(&ReferenceBackend, &[1.0, 0.0, 2.0], &[1, 3]);
@@ -32,7 +37,8 @@ fn a_layer_reads_its_own_tensors() {
 
 #[test]
 fn missing_left_over_and_misshaped_tensors_are_all_listed() {
-    let weights = open(&[("a.weight", &[2, 3]), ("b.weight", &[3, 2]), ("spare", &[1])]);
+    let tensors = checkpoint(&[("a.weight", &[2, 3]), ("b.weight", &[3, 2]), ("spare", &[1])]);
+    let weights = open(&tensors);
     weights.linear("a", 3, 2).unwrap();
     weights.linear("b", 3, 2).unwrap();
     weights.linear("c", 3, 2).unwrap();
@@ -46,7 +52,7 @@ fn a_long_list_is_cut_and_counted() {
     let names: Vec<String> = (0..20).map(|layer| format!("layers.{layer}.weight")).collect();
     let shape: &[usize] = &[1];
     let tensors: Vec<(&str, &[usize])> = names.iter().map(|name| (name.as_str(), shape)).collect();
-    let message = open(&tensors).finish().unwrap_err().to_string();
+    let message = open(&checkpoint(&tensors)).finish().unwrap_err().to_string();
     assert!(message.contains("20 left over: ") && message.contains("and 8 more"), "{message}");
 }
 
@@ -72,7 +78,7 @@ fn an_integer_weight_is_misshaped_and_ignorable_names_are_not_left_over() {
 #[test]
 #[should_panic(expected = "[1, 4] does not end in 3 features")]
 fn a_wrong_input_names_both_shapes() {
-    let linear = open(&[("a.weight", &[2, 3])]).linear("a", 3, 2).unwrap();
+    let linear = open(&checkpoint(&[("a.weight", &[2, 3])])).linear("a", 3, 2).unwrap();
     linear.forward(&Tensor::new(&ReferenceBackend, &[0.0; 4], &[1, 4]));
 }
 
@@ -81,4 +87,93 @@ fn a_backend_says_which_weight_it_cannot_hold() {
     let bytes = SharedBytes::from(vec![0; 4]);
     let data = TensorData::new(Dtype::I32, vec![1, 1], bytes).unwrap();
     assert!(ReferenceBackend.weight(data.into()).err().unwrap().contains("I32"));
+}
+
+/// What a small model would ask for.
+fn load(weights: &Weights<ReferenceBackend>) -> Tensor<ReferenceBackend> {
+    let table = weights.embedding("embed", 40, 64).unwrap();
+    let up = weights.at("mlp").linear_bias("up", 64, 96).unwrap();
+    let down = weights.at("mlp").linear("down", 96, 64).unwrap();
+    let vision = weights.at("tower").vision();
+    vision.at("deep").linear("fc", 64, 32).unwrap();
+    vision.patch_embedding("patches", 1, 8, 32).unwrap();
+    let head = weights.output("head", 64, 40).unwrap();
+    let x = table.forward(&[3, 39]);
+    head.forward(&down.forward(&up.forward(&x)))
+}
+
+fn held(source: WeightSource<'_>) -> (Vec<Held>, Vec<f32>) {
+    let held = RefCell::new(Vec::new());
+    let note = |weight| held.borrow_mut().push(weight);
+    let weights = Weights::new(&ReferenceBackend, source.with_observer(&note), keep).unwrap();
+    let logits = load(&weights).to_vec();
+    weights.finish().unwrap();
+    drop(weights);
+    (held.into_inner(), logits)
+}
+
+#[test]
+fn every_part_and_role_is_held_in_its_precision() {
+    let random = RandomWeights::new(1);
+    let precision = Precision { text: Quant::Q4, vision: Quant::Q8, group: None };
+    let (weights, coarse) = held(WeightSource::from(&random).with_precision(precision).on_threads(2));
+    let of = |name: &str| weights.iter().find(|weight| weight.name == name).unwrap();
+    // Codes, and four bytes for scale and offset of every group.
+    assert_eq!(of("embed.weight").bytes, 40 * (64 + 4));
+    assert_eq!(of("mlp.up.weight").bytes, 96 * (32 + 4));
+    assert_eq!(of("mlp.down.weight").bytes, 64 * (48 + 3 * 4));
+    assert_eq!(of("mlp.up.bias").bytes, 96 * 4);
+    assert_eq!(of("tower.deep.fc.weight").bytes, 32 * (64 + 4));
+    assert_eq!(of("tower.patches.weight").bytes, 32 * 64 * 2);
+    assert_eq!(of("head.weight").bytes, 40 * (64 + 4));
+    assert_eq!((of("head.weight").role, of("head.weight").part), (Role::Output, Part::Text));
+    assert_eq!((of("tower.patches.weight").role, of("tower.patches.weight").part), (Role::Patches, Part::Vision));
+
+    let exact = held(WeightSource::from(&RandomWeights::new(1))).1;
+    let largest = exact.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let worst = exact.iter().zip(&coarse).fold(0f32, |worst, (a, b)| worst.max((a - b).abs())) / largest;
+    assert!(worst > 1e-4 && worst < 0.15, "four bits change the logits by {worst}");
+}
+
+#[test]
+fn a_plan_knows_what_a_load_will_hold_and_reads_nothing() {
+    let shapes: &[(&str, &[usize])] = &[
+        ("embed.weight", &[40, 64]),
+        ("mlp.up.weight", &[96, 64]),
+        ("mlp.up.bias", &[96]),
+        ("mlp.down.weight", &[64, 96]),
+        ("tower.deep.fc.weight", &[32, 64]),
+        ("tower.patches.weight", &[32, 1, 8, 8]),
+        ("tower.patches.bias", &[32]),
+        ("head.weight", &[40, 64]),
+    ];
+    let tensors = checkpoint(shapes);
+    for text in [Quant::None, Quant::Q8, Quant::Q4] {
+        let source = WeightSource::from(&tensors).with_precision(Precision { text, ..Precision::default() });
+        let planned = RefCell::new(Vec::new());
+        let note = |weight| planned.borrow_mut().push(weight);
+        let weights = open(source.only_plans().with_observer(&note));
+        weights.embedding("embed", 40, 64).unwrap();
+        weights.at("mlp").linear_bias("up", 64, 96).unwrap();
+        weights.at("mlp").linear("down", 96, 64).unwrap();
+        weights.at("tower").vision().at("deep").linear("fc", 64, 32).unwrap();
+        weights.at("tower").vision().patch_embedding("patches", 1, 8, 32).unwrap();
+        weights.output("head", 64, 40).unwrap();
+        weights.finish().unwrap();
+        assert_eq!(*planned.borrow(), held(source).0);
+    }
+    let weights = open(WeightSource::from(&tensors).only_plans());
+    weights.linear("embed", 64, 41).unwrap();
+    assert!(weights.finish().unwrap_err().to_string().contains("embed.weight (F32 [40, 64], expected [41, 64])"));
+}
+
+#[test]
+fn what_codes_cannot_hold_stays_a_float() {
+    let values: Vec<f32> = (0..64).map(|at| if at == 5 { f32::INFINITY } else { 1.0 }).collect();
+    let data = TensorData::from_f32(vec![1, 64], &values).unwrap();
+    let tensors = Checkpoint::from_tensors(vec![("a.weight".to_owned(), data)]);
+    let precision = Precision { text: Quant::Q4, ..Precision::default() };
+    let linear = open(WeightSource::from(&tensors).with_precision(precision)).linear("a", 64, 1).unwrap();
+    let x = Tensor::new(&ReferenceBackend, &[1.0; 64], &[1, 64]);
+    assert_eq!(linear.forward(&x).to_vec(), [f32::INFINITY]);
 }

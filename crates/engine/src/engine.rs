@@ -12,7 +12,7 @@ use ocelli_processors::Processor;
 
 use crate::error::{Error, Result};
 use crate::info::ModelInfo;
-use crate::loaded::LoadedModel;
+use crate::loaded::{LoadProgress, LoadedModel};
 use crate::options::EngineOptions;
 use crate::request::{Generation, Request};
 use crate::serve::{Command, Job, Server};
@@ -33,7 +33,19 @@ impl Engine {
     /// # Errors
     /// Whatever is missing, malformed, unsupported or too large, by file, key or tensor name.
     pub fn load(files: &ModelFiles, options: &EngineOptions) -> Result<Self> {
-        Ok(Self::start(LoadedModel::load(files, options)?, options))
+        Self::load_with_progress(files, options, &|_| {})
+    }
+
+    /// [`Engine::load`]; `progress` hears of every weight.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_with_progress(
+        files: &ModelFiles,
+        options: &EngineOptions,
+        progress: &dyn Fn(LoadProgress),
+    ) -> Result<Self> {
+        Ok(Self::start(LoadedModel::load_with_progress(files, options, progress)?, options))
     }
 
     /// Starts the worker of a model that is already loaded.

@@ -87,13 +87,15 @@ pub enum Error {
         /// What would make it fit.
         advice: &'static str,
     },
-    /// The checkpoint's weights are quantised, which no backend takes yet.
-    #[error("{label} holds weights quantised to {bits} bits, which are not supported yet")]
-    QuantizedWeights {
+    /// Another precision was asked for than that of a checkpoint that is already quantised.
+    #[error("{label} is already quantised ({stored}): its weights cannot become {asked}")]
+    AlreadyQuantized {
         /// The model.
         label: String,
-        /// Bits per weight.
-        bits: u32,
+        /// What most of its weights are stored as.
+        stored: String,
+        /// What was asked for.
+        asked: &'static str,
     },
     /// This request hit a bug; the engine goes on.
     #[error("the request failed inside the engine: {message}")]
@@ -142,7 +144,9 @@ impl Error {
                 "the processor files and the weights may come from different models"
             }
             Self::OutOfMemory { advice, .. } => advice,
-            Self::QuantizedWeights { .. } => "use the original checkpoint in float32, bfloat16 or float16",
+            Self::AlreadyQuantized { .. } => {
+                "load it as it is, without --quant, or take the original checkpoint in float32, bfloat16 or float16"
+            }
             Self::Unrepeatable { .. } => "this is a bug; please report it with the command line",
             Self::Panicked { .. } => "this is a bug; please report it with the request that caused it",
             _ => return None,

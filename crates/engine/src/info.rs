@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use ocelli_formats::{Checkpoint, Config, ModelFiles};
+use ocelli_backend::{Quant, WeightSource};
+use ocelli_backend_cpu::{CpuBackend, CpuOptions};
+use ocelli_formats::{Checkpoint, Config, ModelFiles, StoredTensor};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::options::GenerationDefaults;
+use crate::options::{EngineOptions, GenerationDefaults};
+use crate::plan::Plan;
 
 /// A model in a few lines.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,7 +25,7 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// The type that most of the weights are stored in.
     pub dtype: String,
-    /// Bytes of all weights as stored.
+    /// Bytes of all weights in memory, in the precision that they are (or would be) loaded in.
     pub weight_bytes: u64,
     /// Longest sequence in tokens.
     pub context_length: usize,
@@ -35,78 +38,79 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// Reads configs and weight headers.
+    /// Reads configs and weight headers: what the model is as it would be loaded by default.
     ///
     /// # Errors
     /// Files that are missing or malformed, and families that are not supported.
     pub fn read(files: &ModelFiles) -> Result<Self> {
-        let config = Config::load(files)?;
-        let generation = GenerationConfig::read(files, &config)?;
-        Self::describe(files.label(), &config, &Checkpoint::open(files)?, &generation)
+        Self::read_for(files, &EngineOptions::new())
     }
 
+    /// [`ModelInfo::read`] of the model as it would be loaded with `options`.
+    ///
+    /// # Errors
+    /// As [`ModelInfo::read`].
+    pub fn read_for(files: &ModelFiles, options: &EngineOptions) -> Result<Self> {
+        options.validate()?;
+        let config = Config::load(files)?;
+        let generation = GenerationConfig::read(files, &config)?;
+        let checkpoint = Checkpoint::open(files)?;
+        check_precision(files.label(), &checkpoint, options)?;
+        let backend = CpuBackend::new(CpuOptions { threads: Some(1), isa: options.isa.clone() })?;
+        let source = WeightSource::from(&checkpoint).with_precision(options.precision());
+        let plan = Plan::make(&backend, &config, source)?;
+        Self::describe(files.label(), &config, stored_as(&checkpoint), &plan, &generation)
+    }
+
+    /// `dtype` is what most of the weights are stored in.
     pub(crate) fn describe(
         label: &str,
         config: &Config,
-        checkpoint: &Checkpoint,
+        dtype: String,
+        plan: &Plan,
         generation: &GenerationConfig,
     ) -> Result<Self> {
         let architecture = ocelli_models::architecture(config.model_type())?;
-        if let Some(quantization) = config.quantization() {
-            return Err(Error::QuantizedWeights { label: label.to_owned(), bits: quantization.bits });
-        }
-        let mut bytes_of = BTreeMap::new();
-        let mut parameters = 0;
-        for tensor in checkpoint.names().filter_map(|name| checkpoint.stored(name)) {
-            *bytes_of.entry(tensor.kind()).or_insert(0) += tensor.byte_len();
-            parameters += tensor.n_elements() as u64;
-        }
-        let dtype = bytes_of.iter().max_by_key(|&(_, &bytes)| bytes).map_or("none", |(kind, _)| kind);
-        let text = TextShape::read(config);
         Ok(Self {
             label: label.to_owned(),
             model_type: config.model_type().to_owned(),
             title: architecture.title.to_owned(),
-            parameters,
-            dtype: dtype.to_ascii_lowercase(),
-            weight_bytes: checkpoint.total_bytes() as u64,
-            context_length: text.context_length,
+            parameters: plan.parameters(),
+            dtype,
+            weight_bytes: plan.weight_bytes(),
+            context_length: plan.context_length,
             sees_images: architecture.sees_images,
-            kv_bytes_per_token: text.kv_bytes_per_token(),
+            kv_bytes_per_token: plan.kv_shape.bytes_per_token(),
             generation_defaults: generation.defaults.clone(),
         })
     }
 }
 
-/// The shape of the text decoder as the config has it; keys that are left out are 0 until the model is loaded.
-struct TextShape {
-    context_length: usize,
-    layers: usize,
-    kv_heads: usize,
-    head_dim: usize,
+/// Refuses to quantise a checkpoint that is already quantised: what was lost once would be lost twice.
+pub(crate) fn check_precision(label: &str, checkpoint: &Checkpoint, options: &EngineOptions) -> Result<()> {
+    let asked = match options.quant {
+        Quant::None => return Ok(()),
+        Quant::Q8 => "q8",
+        Quant::Q4 => "q4",
+    };
+    if !stored(checkpoint).any(StoredTensor::is_quantized) {
+        return Ok(());
+    }
+    Err(Error::AlreadyQuantized { label: label.to_owned(), stored: stored_as(checkpoint), asked })
 }
 
-impl TextShape {
-    fn read(config: &Config) -> Self {
-        let text = config.section("text_config");
-        let number = |key: &str| {
-            let nested = text.as_ref().and_then(|section| section.get(key));
-            let value = nested.or_else(|| config.root().get(key))?;
-            usize::try_from(value.as_u64()?).ok()
-        };
-        let heads = number("num_attention_heads").unwrap_or(0);
-        let head_dim = number("head_dim").or_else(|| number("hidden_size")?.checked_div(heads));
-        Self {
-            context_length: number("max_position_embeddings").unwrap_or(0),
-            layers: number("num_hidden_layers").unwrap_or(0),
-            kv_heads: number("num_key_value_heads").unwrap_or(heads),
-            head_dim: head_dim.unwrap_or(0),
-        }
+/// What most of a checkpoint's bytes are stored as, in lower case.
+pub(crate) fn stored_as(checkpoint: &Checkpoint) -> String {
+    let mut bytes_of = BTreeMap::new();
+    for tensor in stored(checkpoint) {
+        *bytes_of.entry(tensor.kind()).or_insert(0) += tensor.byte_len();
     }
+    let most = bytes_of.into_iter().max_by_key(|&(_, bytes)| bytes);
+    most.map_or_else(|| "none".to_owned(), |(kind, _)| kind.to_ascii_lowercase())
+}
 
-    fn kv_bytes_per_token(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()
-    }
+fn stored(checkpoint: &Checkpoint) -> impl Iterator<Item = &StoredTensor> {
+    checkpoint.names().filter_map(|name| checkpoint.stored(name))
 }
 
 /// How a model wants its answers to be generated: `generation_config.json`, or what `config.json` says of it.

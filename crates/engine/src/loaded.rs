@@ -1,15 +1,18 @@
 //! A model with everything that belongs to it, on this thread: what the engine's worker and the comparisons use.
 
+use std::cell::Cell;
 use std::time::Instant;
 
+use ocelli_backend::{Held, Quant, WeightSource};
 use ocelli_backend_cpu::{CpuBackend, CpuOptions};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
 use ocelli_processors::Processor;
 
 use crate::error::Result;
-use crate::info::{GenerationConfig, ModelInfo};
+use crate::info::{GenerationConfig, ModelInfo, check_precision, stored_as};
 use crate::memory::MemoryBudget;
 use crate::options::EngineOptions;
+use crate::plan::Plan;
 use crate::session::{ModelSession, Session};
 
 /// A loaded model and its processor.
@@ -22,8 +25,19 @@ pub struct LoadedModel {
     pub processor: Processor,
     /// Tokens that end an answer.
     pub end_ids: Vec<u32>,
+    /// Its weights as they are in memory.
+    pub weights: Vec<Held>,
     /// Milliseconds it took to load.
     pub load_ms: f64,
+}
+
+/// How far a load has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Bytes of weights that are ready.
+    pub done: u64,
+    /// Bytes of all weights.
+    pub total: u64,
 }
 
 impl LoadedModel {
@@ -32,7 +46,19 @@ impl LoadedModel {
     /// # Errors
     /// Whatever is missing, malformed, unsupported or too large, by file, key or tensor name.
     pub fn load(files: &ModelFiles, options: &EngineOptions) -> Result<Self> {
-        Self::load_with_config(files, &Config::load(files)?, options)
+        Self::load_with_progress(files, options, &|_| {})
+    }
+
+    /// [`LoadedModel::load`]; `progress` hears of every weight.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::load`].
+    pub fn load_with_progress(
+        files: &ModelFiles,
+        options: &EngineOptions,
+        progress: &dyn Fn(LoadProgress),
+    ) -> Result<Self> {
+        Self::load_config(files, &Config::load(files)?, options, progress)
     }
 
     /// Loads a model's files with another `config.json` than its own.
@@ -40,23 +66,40 @@ impl LoadedModel {
     /// # Errors
     /// As [`LoadedModel::load`].
     pub fn load_with_config(files: &ModelFiles, config: &Config, options: &EngineOptions) -> Result<Self> {
+        Self::load_config(files, config, options, &|_| {})
+    }
+
+    fn load_config(
+        files: &ModelFiles,
+        config: &Config,
+        options: &EngineOptions,
+        progress: &dyn Fn(LoadProgress),
+    ) -> Result<Self> {
         let start = Instant::now();
+        options.validate()?;
         let checkpoint = Checkpoint::open(files)?;
+        check_precision(files.label(), &checkpoint, options)?;
         let generation = GenerationConfig::read(files, config)?;
-        let mut info = ModelInfo::describe(files.label(), config, &checkpoint, &generation)?;
-        MemoryBudget::new(options.memory_limit, info.weight_bytes).check_weights(&info.label)?;
-        let processor = Processor::load(files, config)?;
         let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa.clone() })?;
-        let model = ocelli_models::load(&backend, config, &checkpoint)?;
+        let source = WeightSource::from(&checkpoint).with_precision(options.precision()).on_threads(backend.threads());
+        let plan = Plan::make(&backend, config, source)?;
+        let info = ModelInfo::describe(files.label(), config, stored_as(&checkpoint), &plan, &generation)?;
+        let could_be_smaller = options.quant != Quant::Q4;
+        MemoryBudget::new(options.memory_limit, info.weight_bytes).check_weights(&info.label, could_be_smaller)?;
+        let processor = Processor::load(files, config)?;
+        let (total, done) = (info.weight_bytes, Cell::new(0));
+        let note = |weight: Held| {
+            done.set(done.get() + weight.bytes);
+            progress(LoadProgress { done: done.get(), total });
+        };
+        let model = ocelli_models::load(&backend, config, source.with_observer(&note))?;
         let session = ModelSession::new(backend, model, config.model_type(), options.prefill_chunk);
-        info.context_length = session.context_length();
-        info.kv_bytes_per_token = session.kv_bytes_per_token();
         let mut end_ids = generation.end_ids;
         if end_ids.is_empty() {
             end_ids.extend(processor.tokenizer().named_token_id("eos_token"));
         }
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         tracing::info!(label = info.label, parameters = info.parameters, load_ms, "model loaded");
-        Ok(Self { info, session: Box::new(session), processor, end_ids, load_ms })
+        Ok(Self { info, session: Box::new(session), processor, end_ids, weights: plan.held, load_ms })
     }
 }

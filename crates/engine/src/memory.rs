@@ -19,12 +19,16 @@ impl MemoryBudget {
         Self { limit, weight_bytes }
     }
 
-    /// Checks that the weights fit.
+    /// Checks that the weights fit; `could_be_smaller` if they could be held in fewer bits.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub(crate) fn check_weights(&self, label: &str) -> Result<()> {
-        let advice = "close other programs or use a smaller model";
+    pub(crate) fn check_weights(&self, label: &str, could_be_smaller: bool) -> Result<()> {
+        let advice = if could_be_smaller {
+            "load it with --quant q4, close other programs, or use a smaller model"
+        } else {
+            "close other programs or use a smaller model"
+        };
         fits(&format!("the weights of {label}"), self.weight_bytes, self.limit.or_else(available), advice)
     }
 
@@ -135,13 +139,15 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_numbers() {
         let budget = MemoryBudget::new(Some(100 << 20), 60 << 20);
-        budget.check_weights("tiny").unwrap();
+        budget.check_weights("tiny", false).unwrap();
         budget.check_cache(10, 30 << 20, 10 << 20).unwrap();
         let error = budget.check_cache(99, 31 << 20, 10 << 20).unwrap_err();
         assert_eq!(
             error.to_string(),
             "keys and values of 99 tokens need 31 MiB, but only 30 MiB of memory is available"
         );
-        assert!(MemoryBudget::new(Some(50 << 20), 60 << 20).check_weights("tiny").is_err());
+        let error = MemoryBudget::new(Some(50 << 20), 60 << 20).check_weights("tiny", true).unwrap_err();
+        assert_eq!(error.to_string(), "the weights of tiny need 60 MiB, but only 50 MiB of memory is available");
+        assert!(error.hint().unwrap().contains("--quant q4"));
     }
 }

@@ -1,5 +1,6 @@
 //! How an engine is set up and how an answer is generated. Every value is checked before any work starts.
 
+use ocelli_backend::{Precision, Quant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -15,12 +16,42 @@ pub struct EngineOptions {
     pub memory_limit: Option<u64>,
     /// Rows of the prompt that are computed at once: more of them are faster and take more memory.
     pub prefill_chunk: usize,
+    /// What the float matrices of the decoder become. A checkpoint that is already quantised is taken as it is: asking
+    /// for another precision is an error, since quantising twice loses twice.
+    pub quant: Quant,
+    /// What the float matrices of the vision tower become: [`Quant::None`] or [`Quant::Q8`].
+    pub quant_vision: Quant,
+    /// Weights that share a scale, 32 or 64; `None` chooses by the length of rows.
+    pub quant_group: Option<usize>,
 }
 
 impl EngineOptions {
     /// Everything chosen by the engine.
     pub fn new() -> Self {
-        Self { threads: None, isa: None, memory_limit: None, prefill_chunk: PREFILL_CHUNK }
+        Self {
+            threads: None,
+            isa: None,
+            memory_limit: None,
+            prefill_chunk: PREFILL_CHUNK,
+            quant: Quant::None,
+            quant_vision: Quant::None,
+            quant_group: None,
+        }
+    }
+
+    /// Checks what can be checked before there is a model.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`], naming the option and what was expected.
+    pub fn validate(&self) -> Result<()> {
+        require(self.quant_vision != Quant::Q4, "quant_vision", "q4", "none or q8")?;
+        let group = self.quant_group.unwrap_or(32);
+        require(group == 32 || group == 64, "quant_group", group, "32 or 64")
+    }
+
+    /// How weights are held.
+    pub(crate) fn precision(&self) -> Precision {
+        Precision { text: self.quant, vision: self.quant_vision, group: self.quant_group }
     }
 }
 
@@ -214,6 +245,18 @@ const MAX_BEAMS: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn impossible_precisions_are_named() {
+        let new = EngineOptions::new;
+        let error = |options: EngineOptions| options.validate().unwrap_err().to_string();
+        assert_eq!(
+            error(EngineOptions { quant_vision: Quant::Q4, ..new() }),
+            "quant_vision is q4, expected none or q8"
+        );
+        assert_eq!(error(EngineOptions { quant_group: Some(48), ..new() }), "quant_group is 48, expected 32 or 64");
+        EngineOptions { quant: Quant::Q4, quant_vision: Quant::Q8, quant_group: Some(64), ..new() }.validate().unwrap();
+    }
 
     #[test]
     fn illegal_values_are_named() {

@@ -18,5 +18,7 @@ fn the_built_in_model_describes_itself_without_being_loaded() {
     let info = ModelInfo::read(&demo::files()).unwrap();
     assert!(info.sees_images && info.parameters > 1_000_000, "{info:?}");
     assert_eq!((info.label.as_str(), info.dtype.as_str()), ("demo", "bf16"));
-    assert_eq!(info.weight_bytes, 2 * info.parameters);
+    // Matrices in bfloat16, the few other numbers in float32.
+    let values = info.weight_bytes - 2 * info.parameters;
+    assert!(values > 0 && values < info.parameters / 10, "{info:?}");
 }

@@ -320,12 +320,6 @@ fn what_cannot_be_loaded_is_an_error_with_names() {
     let unknown = Engine::load(&ModelFiles::embedded("unknown", UNKNOWN), &EngineOptions::new()).err().unwrap();
     assert!(matches!(unknown, Error::Models(_)), "{unknown}");
     assert!(unknown.to_string().contains("perceptron"), "{unknown}");
-    const QUANTIZED: &[(&str, &[u8])] = &[
-        ("config.json", br#"{"model_type": "llama", "quantization": {"bits": 4, "group_size": 64}}"#),
-        ("model.safetensors", b"\x02\0\0\0\0\0\0\0{}"),
-    ];
-    let quantized = Engine::load(&ModelFiles::embedded("q4", QUANTIZED), &EngineOptions::new()).err().unwrap();
-    assert_eq!(quantized.to_string(), "q4 holds weights quantised to 4 bits, which are not supported yet");
     let options = EngineOptions { threads: Some(0), ..EngineOptions::new() };
     let idle = Engine::load(&files("qwen2"), &options).err().unwrap();
     assert!(matches!(idle, Error::Cpu(_)), "{idle}");

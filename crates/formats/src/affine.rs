@@ -68,6 +68,20 @@ impl AffineTensor {
         self.packed.bytes().len() + self.scales.bytes().len() + self.biases.bytes().len()
     }
 
+    /// Bytes of what [`Self::load`] gives, unless it gives floats.
+    pub(crate) fn loaded_len(&self) -> usize {
+        let bits = if self.bits <= 4 { CodeBits::Four } else { CodeBits::Eight };
+        let inputs = self.inputs();
+        let rows = self.packed.shape()[..self.packed.shape().len() - 1].iter().product::<usize>();
+        let layout = GroupedLayout::new(bits, inputs, self.group.min(64));
+        layout.map_or(rows * inputs * size_of::<bf16>(), |layout| rows * layout.row_len())
+    }
+
+    /// Says that the bytes will not be read again soon.
+    pub(crate) fn release(&self) {
+        [&self.packed, &self.scales, &self.biases].into_iter().for_each(|part| part.bytes().release());
+    }
+
     pub(crate) fn kind(&self) -> String {
         format!("{}-bit/{}", self.bits, self.group)
     }

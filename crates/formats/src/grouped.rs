@@ -102,6 +102,11 @@ impl GroupedLayout {
         self.groups() * self.group_bytes()
     }
 
+    /// Bytes of codes, scales and offsets per row.
+    pub fn row_len(&self) -> usize {
+        self.row_bytes() + self.groups() * 2 * size_of::<f16>()
+    }
+
     /// Bytes of codes per group.
     pub fn group_bytes(&self) -> usize {
         self.group / self.bits.per_byte()

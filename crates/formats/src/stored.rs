@@ -58,6 +58,22 @@ impl StoredTensor {
         }
     }
 
+    /// Bytes that [`StoredTensor::load`] takes in memory.
+    pub fn loaded_len(&self) -> usize {
+        match &self.form {
+            Form::Plain(data) | Form::ChannelsLast(data) => data.bytes().len(),
+            Form::Affine(tensor) => tensor.loaded_len(),
+        }
+    }
+
+    /// Says that the stored bytes will not be read again soon: see [`SharedBytes::release`].
+    pub fn release(&self) {
+        match &self.form {
+            Form::Plain(data) | Form::ChannelsLast(data) => data.bytes().release(),
+            Form::Affine(tensor) => tensor.release(),
+        }
+    }
+
     /// The element type of the file in a word, such as `BF16` or, for 4-bit codes in groups of 64, `4-bit/64`.
     pub fn kind(&self) -> String {
         match &self.form {

@@ -53,8 +53,12 @@ impl<B: Backend> Idefics3<B> {
         let folded = vision_config.hidden_size * config.scale_factor * config.scale_factor;
         let model = Self {
             backend: backend.clone(),
-            vision_model: Siglip::load(&w.at("vision_model"), &vision_config)?,
-            connector: w.linear("connector.modality_projection.proj", folded, text_config.hidden_size)?,
+            vision_model: Siglip::load(&w.at("vision_model").vision(), &vision_config)?,
+            connector: w.at("connector").vision().linear(
+                "modality_projection.proj",
+                folded,
+                text_config.hidden_size,
+            )?,
             lm_head: text_model.lm_head(&weights, &text_config)?,
             text_model,
             config,

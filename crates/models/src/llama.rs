@@ -181,7 +181,7 @@ impl<B: Backend> Decoder<B> {
         if cfg.tie_word_embeddings {
             return Ok(self.embed_tokens.as_linear());
         }
-        Ok(w.linear("lm_head", cfg.hidden_size, cfg.vocab_size)?)
+        Ok(w.output("lm_head", cfg.hidden_size, cfg.vocab_size)?)
     }
 
     /// `x` [R, hidden] -> [R, hidden], normalised.

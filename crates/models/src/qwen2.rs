@@ -79,7 +79,7 @@ impl<B: Backend> Qwen2<B> {
         let lm_head = if config.tie_word_embeddings {
             embed_tokens.as_linear()
         } else {
-            weights.linear("lm_head", config.hidden_size, config.vocab_size)?
+            weights.output("lm_head", config.hidden_size, config.vocab_size)?
         };
         let model = Self {
             embed_tokens,

@@ -62,9 +62,7 @@ impl About {
                 weight_bytes: info.weight_bytes,
                 details: Some(Details::of(info)),
             }),
-            Err(error @ (Error::Models(_) | Error::QuantizedWeights { .. })) => {
-                Self::unsupported(files, path, &error.to_string())
-            }
+            Err(error @ Error::Models(_)) => Self::unsupported(files, path, &error.to_string()),
             Err(error) => Err(error.into()),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use ocelli_backend::RandomWeights;
+use ocelli_backend::{Held, RandomWeights, WeightSource};
 use ocelli_backend_cpu::{CpuBackend, CpuOptions};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
 use ocelli_processors::{Detail, Image, PreparedImage, Processor};
@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::info::{GenerationConfig, ModelInfo};
 use crate::loaded::LoadedModel;
 use crate::memory;
+use crate::plan::Plan;
 use crate::session::{ModelSession, Session};
 
 /// A loaded model and its picture.
@@ -61,9 +62,9 @@ impl Subject {
         drop(first);
         let loaded = LoadedModel::load(files, &options.engine)?;
         let checkpoint = Checkpoint::open(files)?;
-        let tensors: Vec<_> = checkpoint.names().filter_map(|name| Some((name, checkpoint.tensor(name)?))).collect();
-        let is_mapped = tensors.iter().any(|(_, tensor)| tensor.bytes().is_mapped());
-        let cost = Cost::of(tensors.iter().map(|(name, data)| (*name, data.shape(), data.bytes().len())));
+        let mut tensors = checkpoint.names().filter_map(|name| checkpoint.tensor(name));
+        let is_mapped = tensors.any(|tensor| tensor.bytes().is_mapped());
+        let cost = cost(&loaded.weights);
         let picture = if loaded.processor.has_images() {
             match options.picture {
                 Picture::None => Source::None,
@@ -93,26 +94,20 @@ impl Subject {
     pub(crate) fn random(name: &str, config: &Config, options: &BenchOptions) -> Result<Self> {
         let start = Instant::now();
         let available = options.engine.memory_limit.or_else(memory::available).unwrap_or(u64::MAX);
-        let weights = RandomWeights::new(1, available);
+        let weights = RandomWeights::new(1);
         let backend = backend(options)?;
         let (threads, isa) = (backend.threads(), backend.isa());
-        let model = ocelli_models::load(&backend, config, &weights)?;
-        if !weights.fits() {
+        let source = WeightSource::from(&weights).with_precision(options.engine.precision()).on_threads(threads);
+        let plan = Plan::make(&backend, config, source)?;
+        let info = ModelInfo::describe(name, config, "bf16".to_owned(), &plan, &GenerationConfig::default())?;
+        if info.weight_bytes > available {
             let what = format!("the random weights of {name}");
             let advice = "close other programs or choose a smaller model";
-            return Err(Error::OutOfMemory { what, needed: weights.bytes(), available, advice });
+            return Err(Error::OutOfMemory { what, needed: info.weight_bytes, available, advice });
         }
-        let made = weights.made();
-        let bytes = |shape: &[usize]| 2 * shape.iter().product::<usize>();
-        let cost = Cost::of(made.iter().map(|(name, shape)| (name.as_str(), &shape[..], bytes(shape))));
+        let cost = cost(&plan.held);
+        let model = ocelli_models::load(&backend, config, source)?;
         let session = ModelSession::new(backend, model, config.model_type(), options.engine.prefill_chunk);
-        let mut info =
-            ModelInfo::describe(name, config, &Checkpoint::from_tensors(Vec::new()), &GenerationConfig::default())?;
-        info.weight_bytes = weights.bytes();
-        info.parameters = info.weight_bytes / 2;
-        "bf16".clone_into(&mut info.dtype);
-        info.context_length = session.context_length();
-        info.kv_bytes_per_token = session.kv_bytes_per_token();
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         let picture = match (info.sees_images, options.picture) {
             (false, _) => no_picture(options, &info)?,
@@ -145,6 +140,10 @@ impl Subject {
 
 fn backend(options: &BenchOptions) -> Result<CpuBackend> {
     Ok(CpuBackend::new(CpuOptions { threads: options.engine.threads, isa: options.engine.isa.clone() })?)
+}
+
+fn cost(weights: &[Held]) -> Cost {
+    Cost::of(weights.iter().map(|weight| (weight.name.as_str(), &weight.shape[..], weight.bytes as usize)))
 }
 
 /// A text model's picture: none, unless one was asked for.
