@@ -128,6 +128,7 @@ impl Run<'_> {
             return;
         }
         println!("multiply-adds: {:.1} GFLOP/s", machine::multiply_add_peak(self.backend) / 1e9);
+        println!("a parallel region: {:.0} ns", machine::region_overhead(self.backend) * 1e9);
         println!("reading memory: {:.1} GB/s", machine::read_bandwidth(self.backend) / 1e9);
     }
 }

@@ -19,7 +19,7 @@ use ocelli_kernels::Kernels;
 
 pub use buffer::Buffer;
 pub use kv::CpuKvBlocks;
-pub use ops::StepGuard;
+pub use pool::Awake;
 pub use weight::CpuWeight;
 
 use buffer::BufferPool;

@@ -1,7 +1,10 @@
 //! What the machine could do: the limits that measured speeds are compared with.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use ocelli_backend::Backend;
 
 use crate::CpuBackend;
 
@@ -33,6 +36,24 @@ pub fn peaks(backend: &CpuBackend) -> impl Iterator<Item = (&'static str, f64)> 
     })
 }
 
+/// Seconds that an operation spends on bringing all threads to work and back when they are awake: the price of one
+/// parallel region, of which a decode step has a hundred or two.
+pub fn region_overhead(backend: &CpuBackend) -> f64 {
+    let _awake = backend.begin_step();
+    let threads = &backend.shared.threads;
+    let region = || {
+        let (start, arrived) = (Instant::now(), AtomicUsize::new(0));
+        threads.for_each(0..threads.len(), |_| {
+            arrived.fetch_add(1, Ordering::Relaxed);
+            // Only a thread that waits leaves a part for every other one.
+            while arrived.load(Ordering::Relaxed) < threads.len() && start.elapsed() < LATE {
+                std::hint::spin_loop();
+            }
+        });
+    };
+    best(|| (0..REGIONS).for_each(|_| region())) / REGIONS as f64
+}
+
 /// Seconds of a good call: of all calls within 400 ms, a tenth was faster. On a busy machine that is what comes closest
 /// to the code's own time.
 pub fn best(mut call: impl FnMut()) -> f64 {
@@ -47,6 +68,8 @@ pub fn best(mut call: impl FnMut()) -> f64 {
     times[times.len() / 10]
 }
 
+const REGIONS: usize = 20;
+const LATE: Duration = Duration::from_millis(1);
 const BUDGET: Duration = Duration::from_millis(400);
 const BUFFER_BYTES: usize = 512 << 20;
 const PART_BYTES: usize = 4 << 20;
@@ -61,6 +84,7 @@ mod tests {
     #[test]
     fn limits_are_plausible() {
         let backend = CpuBackend::new(CpuOptions { threads: Some(2), isa: None }).unwrap();
+        assert!((0.0..1e-2).contains(&region_overhead(&backend)));
         for limit in [read_bandwidth(&backend), multiply_add_peak(&backend)] {
             assert!((1e7..1e16).contains(&limit), "{limit}");
         }

@@ -13,23 +13,21 @@ use crate::CpuBackend;
 use crate::buffer::{Aligned, Buffer};
 use crate::kv::{Contiguous, CpuKvBlocks, Paged};
 use crate::linear;
+use crate::pool::Awake;
 use crate::weight::CpuWeight;
-
-/// Keeps the threads awake between operations.
-pub struct StepGuard;
 
 impl Backend for CpuBackend {
     type Buffer = Buffer;
     type Weight = CpuWeight;
     type KvBlocks = CpuKvBlocks;
-    type StepGuard = StepGuard;
+    type StepGuard = Awake;
 
     fn name(&self) -> &'static str {
         "cpu"
     }
 
-    fn begin_step(&self) -> StepGuard {
-        StepGuard
+    fn begin_step(&self) -> Awake {
+        self.shared.threads.keep_awake()
     }
 
     fn upload(&self, values: &[f32]) -> Buffer {
