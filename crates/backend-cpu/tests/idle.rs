@@ -42,13 +42,13 @@ fn work(threads: usize, times: usize) {
 }
 
 fn backend(threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads: Some(threads), isa: None }).unwrap()
+    CpuBackend::new(CpuOptions { threads: Some(threads), isa: None }).expect("a backend")
 }
 
 /// Products one after another, each of them shared by all threads.
 fn products(backend: &CpuBackend, times: usize) {
-    let weight = TensorData::from_f32(vec![400, 300], &vec![0.5; 400 * 300]).unwrap();
-    let weight = backend.weight(weight.into()).unwrap();
+    let weight = TensorData::from_f32(vec![400, 300], &vec![0.5; 400 * 300]).expect("as many as needed");
+    let weight = backend.weight(weight.into()).expect("a float matrix");
     let x = backend.upload(&[1.0; 300]);
     for _ in 0..times {
         let product = backend.download(&backend.linear(&x, 1, &weight, Epilogue::none()));
