@@ -40,6 +40,7 @@ pub struct Kernels {
     pub(crate) attend: fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]),
     pub(crate) multiply_adds: PeakFn,
     pub(crate) other_peaks: &'static [Peak],
+    pub(crate) quantized: crate::quantized::Table,
 }
 
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);
@@ -98,6 +99,7 @@ pub(crate) struct Features {
     avx2: bool,
     avx512: bool,
     neon: bool,
+    avx512_vnni: bool,
 }
 
 impl Features {
@@ -115,7 +117,9 @@ impl Features {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        Self { avx2, avx512: avx2 && avx512, ..Self::default() }
+        let avx512 = avx2 && avx512;
+        let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+        Self { avx2, avx512, avx512_vnni, ..Self::default() }
     }
 
     #[cfg(target_arch = "aarch64")]
@@ -143,10 +147,14 @@ const ROWS: &[Row] = &[
     Row { name: "avx2", kernels: Some(&crate::avx2::KERNELS), needs: |features| features.avx2 },
     #[cfg(target_arch = "x86_64")]
     Row { name: "avx512", kernels: Some(&crate::avx512::KERNELS), needs: |features| features.avx512 },
+    #[cfg(target_arch = "x86_64")]
+    Row { name: "avx512-vnni", kernels: Some(&crate::avx512::vnni::KERNELS), needs: |features| features.avx512_vnni },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx2", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx512", kernels: None, needs: |_| false },
+    #[cfg(not(target_arch = "x86_64"))]
+    Row { name: "avx512-vnni", kernels: None, needs: |_| false },
     #[cfg(target_arch = "aarch64")]
     Row { name: "neon", kernels: Some(&crate::neon::KERNELS), needs: |features| features.neon },
     #[cfg(not(target_arch = "aarch64"))]
@@ -182,7 +190,7 @@ const VARIABLE: &str = "OCELLI_ISA";
 mod tests {
     use super::*;
 
-    const NOTHING: Features = Features { avx2: false, avx512: false, neon: false };
+    const NOTHING: Features = Features { avx2: false, avx512: false, avx512_vnni: false, neon: false };
 
     #[test]
     fn a_processor_without_an_instruction_set_never_gets_its_table() {
@@ -191,8 +199,11 @@ mod tests {
         }
         assert!(rows_within(NOTHING).all(|kernels| kernels.name() == "scalar"));
         let old = Features { avx2: true, ..NOTHING };
-        assert!(rows_within(old).all(|kernels| kernels.name() != "avx512"));
-        for (wanted, features) in [("avx2", NOTHING), ("avx512", NOTHING), ("avx512", old), ("neon", NOTHING)] {
+        assert!(rows_within(old).all(|kernels| matches!(kernels.name(), "scalar" | "avx2")));
+        let new = Features { avx512: true, ..old };
+        let missing =
+            [("avx2", NOTHING), ("avx512", old), ("avx512-vnni", NOTHING), ("avx512-vnni", new), ("neon", NOTHING)];
+        for (wanted, features) in missing {
             let error = select_from(Some(wanted), features).err().unwrap();
             assert!(matches!(&error, Error::UnavailableIsa { name, .. } if name == wanted), "{error}");
         }
@@ -203,8 +214,10 @@ mod tests {
     fn the_best_table_is_the_default() {
         let old = Features { avx2: true, ..NOTHING };
         let new = Features { avx512: true, ..old };
+        let newest = Features { avx512_vnni: true, ..new };
         assert_eq!(select_from(None, old).unwrap().name(), "avx2");
         assert_eq!(select_from(None, new).unwrap().name(), "avx512");
+        assert_eq!(select_from(None, newest).unwrap().name(), "avx512-vnni");
         assert_eq!(select_from(Some("avx2"), new).unwrap().name(), "avx2");
     }
 
@@ -221,7 +234,7 @@ mod tests {
         let error = Kernels::select(Some("altivec")).err().unwrap();
         assert_eq!(
             error.to_string(),
-            "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512, neon"
+            "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512, avx512-vnni, neon"
         );
     }
 

@@ -1,6 +1,7 @@
 //! Enrols every algorithm for one instruction set: the row of the dispatch table as a macro.
 
-/// Makes the static `KERNELS` of an instruction set's folder.
+/// Makes the static `KERNELS` of an instruction set's folder, and the same as a constant, `ROW`, for rows that improve a
+/// part of it. The folder's `QUANTIZED` comes from [`crate::quantized::quantized_table`].
 ///
 /// `$simd` makes the proof that the processor has the instruction set, `$attribute` compiles the row's functions
 /// with its features. The function pointers themselves are safe to call: nobody gets the table without the features.
@@ -51,7 +52,7 @@ macro_rules! row {
             use crate::view::MatrixMut;
             use crate::weights::{Bf16, F16, F32};
 
-            pub(crate) static KERNELS: Kernels = Kernels {
+            pub(crate) const ROW: Kernels = Kernels {
                 name: $name,
                 lanes: $type::LANES,
                 tile_rows: $type::TILE_ROWS,
@@ -63,7 +64,9 @@ macro_rules! row {
                     }
                     entry
                 },)+
+                quantized: super::QUANTIZED,
             };
+            pub(crate) static KERNELS: Kernels = ROW;
         }
         pub(crate) use row::KERNELS;
     };

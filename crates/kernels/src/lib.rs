@@ -24,6 +24,7 @@ mod matmul;
 mod norm;
 mod patches;
 mod peak;
+mod quantized;
 mod rope;
 mod simd;
 mod softmax;
@@ -49,6 +50,9 @@ pub use dispatch::{Error, Kernels};
 pub use matmul::Matmul;
 pub use patches::{Patches, unfold_patches};
 pub use peak::Peak;
+pub use quantized::{
+    CodeBits, GroupedRows, PackedDims, PackedMatrix, QuantizedMatmul, QuantizedRows, QuantizedRowsMut, QuantizedSwiglu,
+};
 pub use rope::{RopeDims, RopePairing};
 pub use view::{MatrixMut, Tiles};
 pub use weights::WeightMatrix;

@@ -116,7 +116,7 @@ pub(crate) trait Simd: Copy {
 /// Calls a function whose last type parameters are the rows of a register tile (and, it may be, its columns): rows
 /// are a constant there, so that a tile is unrolled, and more rows than the instruction set's tile has are no code.
 macro_rules! by_tile_rows {
-    ($simd:ident, $rows:expr, $function:ident::<$($generic:ident),+; R $(, $columns:literal)?>$arguments:tt) => {
+    ($simd:ident, $rows:expr, $function:ident::<$($generic:ident),+; R $(, $columns:tt)?>$arguments:tt) => {
         match $rows {
             1 => by_tile_rows!(call $function::<$($generic),+; 1 $(, $columns)?> $arguments),
             2 if $simd::TILE_ROWS >= 2 => by_tile_rows!(call $function::<$($generic),+; 2 $(, $columns)?> $arguments),
@@ -127,7 +127,7 @@ macro_rules! by_tile_rows {
             rows => unreachable!("a tile of {rows} rows"),
         }
     };
-    (call $function:ident::<$($generic:ident),+; $rows:literal $(, $columns:literal)?> ($($argument:expr),+ $(,)?)) => {
+    (call $function:ident::<$($generic:ident),+; $rows:literal $(, $columns:tt)?> ($($argument:expr),+ $(,)?)) => {
         $function::<$($generic,)+ $rows $(, $columns)?>($($argument),+)
     };
 }

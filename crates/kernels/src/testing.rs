@@ -7,9 +7,9 @@ use crate::Kernels;
 
 /// Stamps all checks for one instruction set.
 macro_rules! kernel_tests {
-    ($isa:ident) => {
+    ($isa:ident = $name:literal) => {
         mod $isa {
-            crate::testing::kernel_tests! { $isa;
+            crate::testing::kernel_tests! { $name;
                 activation: functions_follow_their_definitions, extreme_values_are_kept, silu_mul_is_a_product;
                 attention: follows_the_definition, rows_are_independent, unseen_tokens_do_not_matter;
                 convolution: every_channel_meets_its_window, rows_are_independent;
@@ -18,26 +18,31 @@ macro_rules! kernel_tests {
                 matmul: products_are_as_exact_as_float32_allows, every_epilogue_is_applied,
                     rows_and_columns_are_independent, special_values_stay_in_their_rows_and_columns;
                 norm: norms_follow_their_definitions, extreme_rows_are_normalised;
+                quantized: rows_are_quantised_to_the_nearest_code, rows_are_quantised_alike_everywhere,
+                    products_follow_the_definition, every_instruction_set_gives_the_same_bits,
+                    rows_and_columns_are_independent, every_epilogue_is_applied, swiglu_is_two_products,
+                    nothing_saturates, special_values_stay_in_their_rows_and_columns;
                 rope: pairs_are_turned;
                 softmax: follows_the_definition, extreme_rows_are_kept;
             }
         }
     };
-    ($isa:ident; $($operation:ident: $($check:ident),+;)+) => {$(
+    ($isa:literal; $($operation:ident: $($check:ident),+;)+) => {$(
         mod $operation {$(
             #[test]
             fn $check() {
-                crate::testing::on(stringify!($isa), crate::$operation::tests::$check);
+                crate::testing::on($isa, crate::$operation::tests::$check);
             }
         )+}
     )+};
 }
 pub(crate) use kernel_tests;
 
-kernel_tests!(scalar);
-kernel_tests!(avx2);
-kernel_tests!(avx512);
-kernel_tests!(neon);
+kernel_tests!(scalar = "scalar");
+kernel_tests!(avx2 = "avx2");
+kernel_tests!(avx512 = "avx512");
+kernel_tests!(avx512_vnni = "avx512-vnni");
+kernel_tests!(neon = "neon");
 
 /// Runs a check, or says why it cannot.
 pub(crate) fn on(isa: &str, check: impl Fn(&Kernels)) {

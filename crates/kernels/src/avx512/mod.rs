@@ -1,7 +1,9 @@
-//! AVX-512 F, BW, DQ and VL: servers since Skylake, desktops since Zen 4.
+//! AVX-512 F, BW, DQ and VL: servers since Skylake, desktops since Zen 4; with VNNI since Ice Lake and Zen 4.
 
 mod vector;
+pub(crate) mod vnni;
 
+use crate::avx2::QUANTIZED;
 pub(crate) use vector::Avx512;
 
 crate::generic_table::kernel_table!(

@@ -1,0 +1,82 @@
+//! Products of weights in 4 or 8 bits with activations in 8 bits, in whole numbers.
+//!
+//! Weights are unsigned codes with a scale and an offset per group of inputs, packed once at load
+//! ([`PackedMatrix`]); activations are quantised per row and group on the fly ([`QuantizedRows`]).
+//!
+//! # The order of a sum
+//! For every output: `sum = 0`, then group after group
+//! `sum = fma(f32(Σ code · activation code) · activation scale, weight scale, sum)` and
+//! `sum = fma(activation sum, weight offset, sum)`. The sum over a group is exact, so the order within it is free, and
+//! everything else is prescribed: all instruction sets, one row or a thousand, this column range or that give the
+//! same bits.
+
+mod dots;
+mod packed;
+mod product;
+mod rows;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub(crate) use dots::Dots;
+pub use packed::{CodeBits, GroupedRows, PackedDims, PackedMatrix};
+pub use product::{QuantizedMatmul, QuantizedSwiglu};
+pub(crate) use product::{matmul, swiglu};
+pub(crate) use rows::quantize;
+pub use rows::{QuantizedRows, QuantizedRowsMut};
+
+/// Outputs of a panel of packed weights.
+pub(crate) const PANEL: usize = 16;
+
+/// Bytes of a line: a quad of inputs for all outputs of a panel, or their scales and offsets.
+pub(crate) const LINE: usize = 64;
+
+/// Inputs that are summed in whole numbers at a stretch; group sizes are multiples of it.
+pub(crate) const RUN: usize = 32;
+
+/// The entry points of one instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Table {
+    pub(crate) quantize: fn(&[f32], usize, QuantizedRowsMut<'_>),
+    pub(crate) matmul_four: MatmulFn,
+    pub(crate) matmul_eight: MatmulFn,
+    pub(crate) swiglu_four: SwigluFn,
+    pub(crate) swiglu_eight: SwigluFn,
+}
+
+type MatmulFn = fn(&QuantizedMatmul<'_>, crate::view::MatrixMut<'_>, &mut [f32]);
+type SwigluFn = fn(&QuantizedSwiglu<'_>, crate::view::MatrixMut<'_>, &mut [f32]);
+
+/// Makes the `QUANTIZED` of an instruction set's folder: `$eight` and `$four` make proofs that are [`Dots`] for weights
+/// of 8 and 4 bits, `$simd` one that is [`crate::simd::Simd`].
+macro_rules! quantized_table {
+    (table $attributes:tt;
+     $($kernel:ident($($argument:ident: $type:ty),+) = $proof:expr, $algorithm:expr;)+) => {
+        mod quantized {
+            use super::*;
+            use crate::quantized::{QuantizedMatmul, QuantizedRowsMut, QuantizedSwiglu, Table, matmul, quantize, swiglu};
+            use crate::view::MatrixMut;
+
+            pub(crate) const QUANTIZED: Table = Table {
+                $($kernel: {
+                    fn entry($($argument: $type),+) {
+                        crate::generic_table::compiled_with!($attributes $proof, $algorithm, $($argument: $type),+);
+                    }
+                    entry
+                },)+
+            };
+        }
+        pub(crate) use quantized::QUANTIZED;
+    };
+    ($simd:expr, $eight:expr, $four:expr $(, $attribute:meta)?) => {
+        crate::quantized::quantized_table! {
+            table [$(#[$attribute])?];
+            quantize(x: &[f32], inputs: usize, out: QuantizedRowsMut<'_>) = $simd, quantize;
+            matmul_four(problem: &QuantizedMatmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = $four, matmul;
+            matmul_eight(problem: &QuantizedMatmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = $eight, matmul;
+            swiglu_four(problem: &QuantizedSwiglu<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = $four, swiglu;
+            swiglu_eight(problem: &QuantizedSwiglu<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = $eight, swiglu;
+        }
+    };
+}
+pub(crate) use quantized_table;

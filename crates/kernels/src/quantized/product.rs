@@ -1,0 +1,380 @@
+//! Products of packed weights and quantised activations.
+//!
+//! # Tiles
+//! A register tile holds R rows × P panels of whole-number sums: per quad of inputs it loads P lines of codes and R
+//! activations for R · P dot products. At the end of a group the sums become floats and join the sums of the groups
+//! before, which lie in the first-level cache.
+//!
+//! Weights pass from memory once: a block of inputs ([`BLOCK`]) of the tile's panels stays in the first-level cache while
+//! all rows pass over it. 4-bit codes are taken apart in registers, which 24 dot products per line hide.
+
+#![expect(clippy::needless_range_loop, reason = "several small arrays are indexed alike; iterators hide the tile")]
+
+use std::ops::Range;
+
+use super::{Dots, LINE, PANEL, PackedDims, PackedMatrix, QuantizedRows, RUN};
+use crate::activation::{Activation, activate, silu_mul};
+use crate::dispatch::Kernels;
+use crate::elementwise::add_in_place;
+use crate::quantized::CodeBits;
+use crate::simd::{Simd, by_tile_rows};
+use crate::view::MatrixMut;
+
+/// Operands of a product with packed weights: `activation(x·wᵀ + bias) + residual`.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizedMatmul<'a> {
+    /// `[rows, inputs]`, quantised in the groups of the weights.
+    pub x: QuantizedRows<'a>,
+    /// Number of rows.
+    pub rows: usize,
+    /// `[outputs, inputs]`.
+    pub weights: PackedMatrix<'a>,
+    /// `[outputs]`.
+    pub bias: Option<&'a [f32]>,
+    /// Applied after the bias.
+    pub activation: Activation,
+    /// `[rows, outputs]`.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// Operands of `silu(x·gateᵀ) * (x·upᵀ)`.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizedSwiglu<'a> {
+    /// `[rows, inputs]`, quantised in the groups of the weights.
+    pub x: QuantizedRows<'a>,
+    /// Number of rows.
+    pub rows: usize,
+    /// `[outputs, inputs]`.
+    pub gate: PackedMatrix<'a>,
+    /// `[outputs, inputs]`, packed alike.
+    pub up: PackedMatrix<'a>,
+}
+
+impl Kernels {
+    /// Scratch values that [`Self::quantized_matmul`] and [`Self::quantized_swiglu`] need for that many rows of output.
+    pub fn quantized_scratch_len(&self, rows: usize) -> usize {
+        MOST_PANELS * PANEL * rows.min(ROWS)
+    }
+
+    /// Computes the rows and columns of `out` (a part of a matrix `[rows, outputs]`).
+    ///
+    /// # Panics
+    /// If the sizes do not fit, the columns do not begin at a multiple of 16, or the scratch is too short.
+    #[track_caller]
+    pub fn quantized_matmul(&self, problem: &QuantizedMatmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) {
+        let QuantizedMatmul { x, rows, weights, bias, residual, .. } = *problem;
+        let dims = weights.dims();
+        self.check(&x, rows, &dims, &out, scratch);
+        assert!(bias.is_none_or(|bias| bias.len() == dims.outputs), "bias is not [{}]", dims.outputs);
+        assert!(
+            residual.is_none_or(|residual| residual.len() == rows * dims.outputs),
+            "residual is not [{rows}, {}]",
+            dims.outputs
+        );
+        match dims.bits {
+            CodeBits::Four => (self.quantized.matmul_four)(problem, out, scratch),
+            CodeBits::Eight => (self.quantized.matmul_eight)(problem, out, scratch),
+        }
+    }
+
+    /// Computes the rows and columns of `out` (a part of a matrix `[rows, outputs]`).
+    ///
+    /// # Panics
+    /// If the sizes do not fit, the columns do not begin at a multiple of 16, or the scratch is too short.
+    #[track_caller]
+    pub fn quantized_swiglu(&self, problem: &QuantizedSwiglu<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) {
+        let QuantizedSwiglu { x, rows, gate, up } = *problem;
+        let dims = gate.dims();
+        assert_eq!(dims, up.dims(), "gate and up differ");
+        self.check(&x, rows, &dims, &out, scratch);
+        match dims.bits {
+            CodeBits::Four => (self.quantized.swiglu_four)(problem, out, scratch),
+            CodeBits::Eight => (self.quantized.swiglu_eight)(problem, out, scratch),
+        }
+    }
+
+    #[track_caller]
+    fn check(&self, x: &QuantizedRows<'_>, rows: usize, dims: &PackedDims, out: &MatrixMut<'_>, scratch: &[f32]) {
+        let outputs = dims.outputs;
+        assert_eq!(x.codes.len(), rows * dims.padded_inputs(), "codes of {rows} rows for {dims:?}");
+        assert_eq!(x.scales.len(), rows * dims.groups(), "scales of {rows} rows for {dims:?}");
+        assert_eq!(x.sums.len(), rows * dims.groups(), "sums of {rows} rows for {dims:?}");
+        assert!(out.rows().end <= rows && out.columns().end <= outputs, "output outside of [{rows}, {outputs}]");
+        assert!(out.columns().start.is_multiple_of(PANEL), "columns {:?} begin within a panel", out.columns());
+        assert!(scratch.len() >= self.quantized_scratch_len(out.rows().len()), "scratch of {}", scratch.len());
+    }
+}
+
+/// Inputs of a block: four panels of 8-bit weights are 32 KiB of the first-level cache, six rows 3 KiB.
+const BLOCK: usize = 512;
+
+/// Rows that pass over the weights before they are read again: their sums are in scratch memory.
+const ROWS: usize = 512;
+
+/// Panels of a register tile.
+const MOST_PANELS: usize = 4;
+
+/// Up to that many tiles of rows it is memory that limits, and panels are read one by one, in the order they lie in.
+const FEW_TILES: usize = 1;
+
+/// How far ahead weights are asked for while they stream.
+const AHEAD: usize = 2048;
+
+#[inline(always)]
+pub(crate) fn matmul<D: Dots>(dots: D, problem: &QuantizedMatmul<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
+    let (rows, columns) = (out.rows(), out.columns());
+    let dims = problem.weights.dims();
+    let (sums, _) = scratch.as_chunks_mut::<PANEL>();
+    for first_row in rows.clone().step_by(ROWS) {
+        let rows = first_row..rows.end.min(first_row + ROWS);
+        for column in columns.clone().step_by(MOST_PANELS * PANEL) {
+            let end = columns.end.min(column + MOST_PANELS * PANEL);
+            let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
+            let count = (end - column).div_ceil(PANEL);
+            for at in 0..count {
+                panels[at] = problem.weights.panel(column / PANEL + at);
+            }
+            products(dots, &problem.x, &dims, rows.clone(), &panels[..count], sums);
+            for row in rows.clone() {
+                let out = &mut out.row(row)[column - columns.start..end - columns.start];
+                for (out, panel) in out.chunks_mut(PANEL).zip(0..) {
+                    out.copy_from_slice(&sums[panel * rows.len() + row - rows.start][..out.len()]);
+                }
+                finish(dots.simd(), problem, row, column, out);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn swiglu<D: Dots>(dots: D, problem: &QuantizedSwiglu<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
+    const PAIRS: usize = MOST_PANELS / 2;
+    let (rows, columns) = (out.rows(), out.columns());
+    let dims = problem.gate.dims();
+    let (sums, _) = scratch.as_chunks_mut::<PANEL>();
+    for first_row in rows.clone().step_by(ROWS) {
+        let rows = first_row..rows.end.min(first_row + ROWS);
+        for column in columns.clone().step_by(PAIRS * PANEL) {
+            let end = columns.end.min(column + PAIRS * PANEL);
+            let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
+            let count = (end - column).div_ceil(PANEL);
+            for at in 0..count {
+                panels[at] = problem.gate.panel(column / PANEL + at);
+                panels[count + at] = problem.up.panel(column / PANEL + at);
+            }
+            products(dots, &problem.x, &dims, rows.clone(), &panels[..2 * count], sums);
+            for row in rows.clone() {
+                let out = &mut out.row(row)[column - columns.start..end - columns.start];
+                for (out, panel) in out.chunks_mut(PANEL).zip(0..) {
+                    let at = panel * rows.len() + row - rows.start;
+                    let (gate, up) = (&sums[at][..out.len()], &sums[at + count * rows.len()][..out.len()]);
+                    silu_mul(dots.simd(), gate, up, out);
+                }
+            }
+        }
+    }
+}
+
+type Line = [u8; LINE];
+
+/// A block of inputs of some panels.
+struct Block<'a, const P: usize> {
+    panels: [&'a [Line]; P],
+    /// Number of the block's first group.
+    first_group: usize,
+    /// Groups of the block.
+    groups: usize,
+}
+
+/// All inputs of the panels (at most [`MOST_PANELS`]) with the rows: sums `[panels, rows]`.
+#[inline(always)]
+fn products<D: Dots>(
+    dots: D,
+    x: &QuantizedRows<'_>,
+    dims: &PackedDims,
+    rows: Range<usize>,
+    panels: &[&[Line]],
+    sums: &mut [[f32; PANEL]],
+) {
+    if D::WIDE
+        && rows.len() > FEW_TILES * D::TILE_ROWS
+        && let Some(panels) = panels.first_chunk::<MOST_PANELS>()
+    {
+        return blocks(dots, x, dims, rows, panels, sums);
+    }
+    for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(rows.len())) {
+        blocks(dots, x, dims, rows.clone(), &[*panel], sums);
+    }
+}
+
+#[inline(always)]
+fn blocks<D: Dots, const P: usize>(
+    dots: D,
+    x: &QuantizedRows<'_>,
+    dims: &PackedDims,
+    rows: Range<usize>,
+    panels: &[&[Line]; P],
+    sums: &mut [[f32; PANEL]],
+) {
+    // A single tile of rows passes over the weights only once, wherever they are.
+    let block = if rows.len() <= D::TILE_ROWS { dims.groups() } else { BLOCK / dims.group };
+    for first_group in (0..dims.groups()).step_by(block) {
+        let groups = block.min(dims.groups() - first_group);
+        let lines = first_group * dims.cell_lines()..(first_group + groups) * dims.cell_lines();
+        let mut block = Block { panels: *panels, first_group, groups };
+        for panel in &mut block.panels {
+            *panel = &panel[lines.clone()];
+        }
+        for row in rows.clone().step_by(D::TILE_ROWS) {
+            let tile_rows = (rows.end - row).min(D::TILE_ROWS);
+            let place = Place { row, first: row - rows.start, rows: rows.len() };
+            by_tile_rows!(D, tile_rows, tile::<D; R, P>(dots, x, dims, &block, &place, sums));
+        }
+    }
+}
+
+/// Where a tile's rows are.
+struct Place {
+    /// First row in x.
+    row: usize,
+    /// First row in the sums.
+    first: usize,
+    /// Rows of the sums.
+    rows: usize,
+}
+
+/// R rows × P panels of a block: joins what `sums` hold of the blocks before.
+#[inline(always)]
+fn tile<D: Dots, const R: usize, const P: usize>(
+    dots: D,
+    x: &QuantizedRows<'_>,
+    dims: &PackedDims,
+    block: &Block<'_, P>,
+    place: &Place,
+    sums: &mut [[f32; PANEL]],
+) {
+    let run_lines = RUN / 4 / D::QUADS;
+    let cell_lines = dims.group / 4 / D::QUADS + 1;
+    let runs = dims.group / RUN;
+    let x = x_rows::<R>(x, dims, place.row, block.first_group, block.groups);
+    let mut floats = [[dots.splat(0.0); P]; R];
+    if block.first_group > 0 {
+        for r in 0..R {
+            for p in 0..P {
+                floats[r][p] = dots.load(&sums[p * place.rows + place.first + r]);
+            }
+        }
+    }
+    for group in 0..block.groups {
+        let mut cells: [&[Line]; P] = [&[]; P];
+        for p in 0..P {
+            cells[p] = &block.panels[p][group * cell_lines..][..cell_lines];
+        }
+        let mut totals = [[dots.zero(); P]; R];
+        for run in 0..runs {
+            let mut lines = cells;
+            for p in 0..P {
+                lines[p] = &cells[p][run * run_lines..][..run_lines];
+            }
+            let mut quads: [&[[i8; 4]]; R] = [&[]; R];
+            for r in 0..R {
+                quads[r] = x.codes[r][group * runs + run].as_chunks().0;
+            }
+            run_sums(dots, &lines, &quads, &mut totals);
+        }
+        let mut factors = [(dots.splat(0.0), dots.splat(0.0)); P];
+        for p in 0..P {
+            let (halves, _) = cells[p][cell_lines - 1].as_chunks();
+            factors[p] = (dots.widen(&halves[0]), dots.widen(&halves[1]));
+        }
+        for r in 0..R {
+            let (scale, sum) = (dots.splat(x.scales[r][group]), dots.splat(x.sums[r][group]));
+            for p in 0..P {
+                let total = dots.mul(dots.to_floats(totals[r][p]), scale);
+                floats[r][p] = dots.fused(total, factors[p].0, floats[r][p]);
+                floats[r][p] = dots.fused(sum, factors[p].1, floats[r][p]);
+            }
+        }
+    }
+    for r in 0..R {
+        for p in 0..P {
+            dots.store(floats[r][p], &mut sums[p * place.rows + place.first + r]);
+        }
+    }
+}
+
+/// Adds the products of a run of inputs.
+#[inline(always)]
+fn run_sums<D: Dots, const R: usize, const P: usize>(
+    dots: D,
+    lines: &[&[Line]; P],
+    quads: &[&[[i8; 4]]; R],
+    totals: &mut [[D::Sums; P]; R],
+) {
+    let mut sums = [[dots.begin(totals[0][0]); P]; R];
+    for r in 0..R {
+        for p in 0..P {
+            sums[r][p] = dots.begin(totals[r][p]);
+        }
+    }
+    for line in 0..lines[0].len() {
+        for part in 0..D::QUADS {
+            let mut codes = [dots.codes(&lines[0][line], part); P];
+            for p in 1..P {
+                codes[p] = dots.codes(&lines[p][line], part);
+            }
+            for r in 0..R {
+                let quad = dots.quad(quads[r][line * D::QUADS + part]);
+                for p in 0..P {
+                    sums[r][p] = dots.dot(sums[r][p], codes[p], quad);
+                }
+            }
+        }
+        for p in 0..P {
+            dots.prefetch(lines[p][line].as_ptr().wrapping_add(AHEAD));
+        }
+    }
+    for r in 0..R {
+        for p in 0..P {
+            totals[r][p] = dots.end(totals[r][p], sums[r][p]);
+        }
+    }
+}
+
+/// A block's part of R rows of x.
+struct Rows<'a, const R: usize> {
+    codes: [&'a [[i8; RUN]]; R],
+    scales: [&'a [f32]; R],
+    sums: [&'a [f32]; R],
+}
+
+#[inline(always)]
+fn x_rows<'a, const R: usize>(
+    x: &QuantizedRows<'a>,
+    dims: &PackedDims,
+    row: usize,
+    first_group: usize,
+    groups: usize,
+) -> Rows<'a, R> {
+    let mut rows = Rows { codes: [&[]; R], scales: [&[]; R], sums: [&[]; R] };
+    for r in 0..R {
+        let first = (row + r) * dims.groups() + first_group;
+        rows.codes[r] = x.codes[first * dims.group..][..groups * dims.group].as_chunks().0;
+        rows.scales[r] = &x.scales[first..][..groups];
+        rows.sums[r] = &x.sums[first..][..groups];
+    }
+    rows
+}
+
+/// Bias, activation and residual for a part of a row that begins at `column`.
+#[inline(always)]
+fn finish<S: Simd>(simd: S, problem: &QuantizedMatmul<'_>, row: usize, column: usize, sums: &mut [f32]) {
+    let len = sums.len();
+    if let Some(bias) = problem.bias {
+        add_in_place(simd, sums, &bias[column..][..len]);
+    }
+    activate(simd, problem.activation, sums);
+    if let Some(residual) = problem.residual {
+        add_in_place(simd, sums, &residual[row * problem.weights.dims().outputs + column..][..len]);
+    }
+}
