@@ -159,7 +159,7 @@ impl AffineTensor {
 
 /// The number as f16, unless that loses more than a 1024th of it and of the matrix's largest step: the codes of the
 /// other groups are coarser than that.
-fn to_half(value: f32, largest_scale: f32) -> Option<f16> {
+pub(crate) fn to_half(value: f32, largest_scale: f32) -> Option<f16> {
     let half = f16::from_f32(value);
     let loss = (half.to_f32() - value).abs();
     (half.is_finite() && loss <= value.abs().max(largest_scale) / 1024.0).then_some(half)

@@ -1,4 +1,4 @@
-//! Every weight of a model by name, over all its safetensors files.
+//! Every weight of a model by name, over all its safetensors files or in its GGUF file.
 //!
 //! One `model.safetensors`, shards named by `model.safetensors.index.json`, or numbered shards without an index
 //! (some converters forget it). Everything is checked while opening; afterwards a tensor is there or it is not.
@@ -34,6 +34,9 @@ impl Checkpoint {
     /// [`Error::TensorTwice`] when files and index disagree; whatever [`Safetensors::parse`] finds;
     /// [`Error::BadQuantizedTensor`] and [`Error::Value`] for quantised modules that are not as `config.json` says.
     pub fn open(files: &ModelFiles) -> Result<Self> {
+        if let Some(model) = files.gguf() {
+            return Ok(Self { tensors: model.tensors().clone(), metadata: BTreeMap::new() });
+        }
         let (shards, promised) = weight_files(files)?;
         let (mut tensors, mut metadata) = (BTreeMap::new(), BTreeMap::new());
         let mut shard_of: BTreeMap<String, &str> = BTreeMap::new();

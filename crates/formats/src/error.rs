@@ -55,12 +55,6 @@ pub enum Error {
         /// Its files.
         found: Vec<String>,
     },
-    /// A model file in a format ocelli does not read.
-    #[error("{}: this file format is not supported", path.display())]
-    UnsupportedFormat {
-        /// The file.
-        path: PathBuf,
-    },
     /// A text file that is not UTF-8.
     #[error("{file} is not UTF-8 text")]
     NotUtf8 {
@@ -307,6 +301,34 @@ pub enum Error {
         value: u64,
     },
 
+    /// A GGUF file whose header or metadata are malformed.
+    #[error("{file}: {message}")]
+    BadGguf {
+        /// The file.
+        file: String,
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// A tensor of a GGUF file that is not where or what it should be.
+    #[error("{file}: tensor `{tensor}`: {message}")]
+    BadGgufTensor {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A tensor of a GGUF file in a type ocelli does not read.
+    #[error("{file}: tensor `{tensor}`: type {kind} is not supported")]
+    UnsupportedGgufType {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The type's name or number.
+        kind: String,
+    },
     /// The parts of a quantised tensor are not what its format or the configuration says.
     #[error("tensor `{tensor}`: {message}")]
     BadQuantizedTensor {
@@ -386,7 +408,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::MissingConfig { found, .. } | Self::NoWeights { found, .. } => return files_hint(found),
-            Self::UnsupportedFormat { .. } => GGUF_HINT.into(),
+            Self::BadGguf { .. } => "the file is truncated or no GGUF file; download it again".into(),
+            Self::UnsupportedGgufType { .. } => {
+                "use a file in Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, F16, BF16 or F32".into()
+            }
             Self::BrokenLink { .. } | Self::MissingShard { .. } => {
                 "the download was not finished; `ocelli pull` completes it".into()
             }
@@ -423,7 +448,7 @@ fn listed(names: &[String]) -> String {
 fn files_hint(found: &[String]) -> Option<String> {
     let any_ends_with = |ending: &str| found.iter().any(|name| name.ends_with(ending));
     let hint = if any_ends_with(".gguf") {
-        GGUF_HINT
+        "give the path of one of the GGUF files"
     } else if any_ends_with(".bin") || any_ends_with(".pt") || any_ends_with(".pth") {
         "PyTorch weights can run code when loaded, so they are not read: \
          convert them with save_pretrained(..., safe_serialization=True) in transformers"
@@ -440,7 +465,6 @@ fn files_hint(found: &[String]) -> Option<String> {
 }
 
 const MAX_LISTED: usize = 8;
-const GGUF_HINT: &str = "GGUF files are not supported yet; use the original safetensors checkpoint";
 
 #[cfg(test)]
 mod tests {

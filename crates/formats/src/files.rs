@@ -1,13 +1,15 @@
 //! The files of one model, wherever they are.
 
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::bytes::SharedBytes;
 use crate::error::{Error, Result};
+use crate::gguf::{Gguf, GgufModel};
 
-/// The files of one model: a folder on disk, or files embedded in the binary.
+/// The files of one model: a folder on disk, files embedded in the binary, or what a GGUF file says they would be.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
     label: String,
@@ -18,27 +20,38 @@ pub struct ModelFiles {
 enum Source {
     Folder(PathBuf),
     Embedded(&'static [(&'static str, &'static [u8])]),
+    Gguf { path: PathBuf, model: Arc<GgufModel> },
 }
 
 impl ModelFiles {
-    /// A model's folder; its label is the path.
+    /// A model's folder, or a GGUF file (also the only one in a folder); its label is the path.
     ///
     /// # Errors
-    /// [`Error::Io`] when there is nothing at `path`, [`Error::NotAFolder`] for a file ([`Error::UnsupportedFormat`]
-    /// for a GGUF one), [`Error::MissingConfig`] (listing what is there) without `config.json`.
+    /// [`Error::Io`] when there is nothing at `path`, [`Error::NotAFolder`] for another file,
+    /// [`Error::MissingConfig`] (listing what is there) without `config.json`; for GGUF whatever [`Gguf::parse`] finds
+    /// and [`Error::Value`] for what is not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let about = std::fs::metadata(path).map_err(|source| Error::Io { path: path.into(), source })?;
         if !about.is_dir() {
-            let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-            let path = path.to_path_buf();
-            return Err(if is_gguf { Error::UnsupportedFormat { path } } else { Error::NotAFolder { path } });
+            return if is_gguf(path) { Self::open_gguf(path) } else { Err(Error::NotAFolder { path: path.into() }) };
         }
         let files = Self { label: path.display().to_string(), source: Source::Folder(path.into()) };
         if files.bytes(CONFIG)?.is_none() {
-            return Err(Error::MissingConfig { found: files.names()?, label: files.label });
+            let found = files.names()?;
+            let models = || found.iter().filter(|name| is_gguf(Path::new(name)) && !name.starts_with(PROJECTOR));
+            return match (models().next(), models().count()) {
+                (Some(only), 1) => Self::open_gguf(&path.join(only)),
+                _ => Err(Error::MissingConfig { found, label: files.label }),
+            };
         }
         Ok(files)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let label = path.display().to_string();
+        let model = GgufModel::new(&Gguf::parse(SharedBytes::open(path)?, &label)?)?;
+        Ok(Self { label, source: Source::Gguf { path: path.into(), model: Arc::new(model) } })
     }
 
     /// Files built into the program: `(name, content)` pairs.
@@ -57,12 +70,17 @@ impl ModelFiles {
         &self.label
     }
 
-    /// The folder, if there is one.
+    /// The folder or the GGUF file, if there is one.
     pub fn path(&self) -> Option<&Path> {
         match &self.source {
-            Source::Folder(path) => Some(path),
+            Source::Folder(path) | Source::Gguf { path, .. } => Some(path),
             Source::Embedded(_) => None,
         }
+    }
+
+    /// The GGUF file these files come from.
+    pub(crate) fn gguf(&self) -> Option<&GgufModel> {
+        if let Source::Gguf { model, .. } = &self.source { Some(model) } else { None }
     }
 
     /// The names of all files at the top level, sorted.
@@ -72,6 +90,7 @@ impl ModelFiles {
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = match &self.source {
             Source::Embedded(files) => files.iter().map(|(name, _)| (*name).to_string()).collect(),
+            Source::Gguf { model, .. } => model.names().map(str::to_owned).collect(),
             Source::Folder(path) => {
                 let io_error = |source| Error::Io { path: path.clone(), source };
                 let mut names = Vec::new();
@@ -102,6 +121,7 @@ impl ModelFiles {
             Source::Embedded(files) => {
                 Ok(files.iter().find(|(known, _)| *known == name).map(|(_, bytes)| SharedBytes::from(*bytes)))
             }
+            Source::Gguf { model, .. } => Ok(model.bytes(name)),
             Source::Folder(folder) => read(folder.join(name)),
         }
     }
@@ -132,6 +152,8 @@ impl ModelFiles {
         match &self.source {
             Source::Folder(path) => path.join(name).display().to_string(),
             Source::Embedded(_) => format!("{}/{name}", self.label),
+            // There is no such file, only metadata that say the same.
+            Source::Gguf { path, .. } => path.display().to_string(),
         }
     }
 }
@@ -146,6 +168,12 @@ fn read(path: PathBuf) -> Result<Option<SharedBytes>> {
     }
 }
 
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// The vision part of a model in two GGUF files.
+const PROJECTOR: &str = "mmproj";
 const CONFIG: &str = "config.json";
 
 #[cfg(test)]
@@ -187,11 +215,16 @@ mod tests {
         assert!(matches!(ModelFiles::open(path("nowhere")), Err(Error::Io { .. })));
         std::fs::write(path("model.GGUF"), "").unwrap();
         std::fs::write(path("notes.txt"), "").unwrap();
+        std::fs::write(path("other.gguf"), "").unwrap();
         let gguf = ModelFiles::open(path("model.GGUF")).unwrap_err();
-        assert!(matches!(gguf, Error::UnsupportedFormat { .. }) && gguf.hint().unwrap().contains("GGUF"));
+        assert!(matches!(gguf, Error::BadGguf { .. }), "{gguf}");
         assert!(matches!(ModelFiles::open(path("notes.txt")), Err(Error::NotAFolder { .. })));
         let missing = ModelFiles::open(folder.path()).unwrap_err();
-        assert!(missing.to_string().ends_with("has no config.json; it holds model.GGUF, notes.txt"), "{missing}");
+        assert!(
+            missing.to_string().ends_with("has no config.json; it holds model.GGUF, notes.txt, other.gguf"),
+            "{missing}"
+        );
+        assert!(missing.hint().unwrap().contains("one of the GGUF files"));
     }
 
     #[test]

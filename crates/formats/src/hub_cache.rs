@@ -467,7 +467,7 @@ mod tests {
             assert_eq!(open(spec.to_str().unwrap()).unwrap().path(), Some(snapshot.as_path()));
         }
         write(&snapshot.join("model.gguf"), "");
-        assert!(matches!(open(snapshot.join("model.gguf").to_str().unwrap()), Err(Error::UnsupportedFormat { .. })));
+        assert!(matches!(open(snapshot.join("model.gguf").to_str().unwrap()), Err(Error::BadGguf { .. })));
         assert!(matches!(open("org/other"), Err(Error::NotInCache { .. })));
         for spec in ["nowhere", "./models/x", "/no/such/folder"] {
             let error = open(spec).unwrap_err();

@@ -5,7 +5,7 @@
 //!
 //! - [`ModelFiles`]: the files of one model, in a folder or embedded in the binary.
 //! - [`Config`]: `config.json` in one canonical form, whatever wrote it.
-//! - [`Checkpoint`]: every weight of a model by name, over one or many safetensors files.
+//! - [`Checkpoint`]: every weight of a model by name, over one or many safetensors files or in a GGUF file.
 //! - [`WeightData`]: a matrix as floats or, whatever format it was quantised in, as a [`GroupedTensor`].
 //! - [`hub_cache`]: where the Hugging Face tools keep models on this machine.
 #![deny(unsafe_code)]
@@ -18,6 +18,7 @@ mod config;
 mod dtype;
 mod error;
 mod files;
+mod gguf;
 mod grouped;
 pub mod hub_cache;
 mod mapped;
@@ -33,6 +34,7 @@ pub use config::{Config, Section};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use files::ModelFiles;
+pub use gguf::{Gguf, GgufValue};
 pub use grouped::{CodeBits, GroupedLayout, GroupedTensor, WeightData};
 pub use quantization::{ModuleQuantization, Quantization};
 pub use safetensors::Safetensors;

@@ -3,6 +3,7 @@
 use crate::affine::AffineTensor;
 use crate::bytes::SharedBytes;
 use crate::error::Result;
+use crate::gguf::BlockTensor;
 use crate::grouped::WeightData;
 use crate::tensor::TensorData;
 
@@ -20,11 +21,17 @@ enum Form {
     ChannelsLast(TensorData),
     /// Quantised by MLX.
     Affine(AffineTensor),
+    /// In a GGUF file.
+    Blocks(BlockTensor),
 }
 
 impl StoredTensor {
     pub(crate) fn affine(tensor: AffineTensor) -> Self {
         Self { form: Form::Affine(tensor) }
+    }
+
+    pub(crate) fn blocks(tensor: BlockTensor) -> Self {
+        Self { form: Form::Blocks(tensor) }
     }
 
     /// Convolution weights as MLX keeps them.
@@ -42,6 +49,7 @@ impl StoredTensor {
                 shape
             }
             Form::Affine(tensor) => tensor.shape(),
+            Form::Blocks(tensor) => tensor.shape().to_vec(),
         }
     }
 
@@ -55,6 +63,7 @@ impl StoredTensor {
         match &self.form {
             Form::Plain(data) | Form::ChannelsLast(data) => data.bytes().len(),
             Form::Affine(tensor) => tensor.byte_len(),
+            Form::Blocks(tensor) => tensor.byte_len(),
         }
     }
 
@@ -63,6 +72,7 @@ impl StoredTensor {
         match &self.form {
             Form::Plain(data) | Form::ChannelsLast(data) => data.bytes().len(),
             Form::Affine(tensor) => tensor.loaded_len(),
+            Form::Blocks(tensor) => tensor.loaded_len(),
         }
     }
 
@@ -71,20 +81,27 @@ impl StoredTensor {
         match &self.form {
             Form::Plain(data) | Form::ChannelsLast(data) => data.bytes().release(),
             Form::Affine(tensor) => tensor.release(),
+            Form::Blocks(tensor) => tensor.release(),
         }
     }
 
-    /// The element type of the file in a word, such as `BF16` or, for 4-bit codes in groups of 64, `4-bit/64`.
+    /// The element type of the file in a word, such as `BF16`, `Q4_K` or, for MLX's 4-bit codes in groups of 64,
+    /// `4-bit/64`.
     pub fn kind(&self) -> String {
         match &self.form {
             Form::Plain(data) | Form::ChannelsLast(data) => data.dtype().name().to_owned(),
             Form::Affine(tensor) => tensor.kind(),
+            Form::Blocks(tensor) => tensor.kind().to_owned(),
         }
     }
 
     /// Whether it holds codes.
     pub fn is_quantized(&self) -> bool {
-        matches!(self.form, Form::Affine(_))
+        match &self.form {
+            Form::Plain(_) | Form::ChannelsLast(_) => false,
+            Form::Affine(_) => true,
+            Form::Blocks(tensor) => tensor.is_quantized(),
+        }
     }
 
     /// Whether its elements are numbers that [`StoredTensor::load`] gives as floats or codes, and no integers.
@@ -92,6 +109,7 @@ impl StoredTensor {
         match &self.form {
             Form::Plain(data) | Form::ChannelsLast(data) => data.dtype().is_float(),
             Form::Affine(_) => true,
+            Form::Blocks(tensor) => tensor.is_float(),
         }
     }
 
@@ -105,6 +123,7 @@ impl StoredTensor {
             Form::Plain(data) => Ok(data.clone().into()),
             Form::ChannelsLast(data) => Ok(channels_first(data)?.into()),
             Form::Affine(tensor) => tensor.load(),
+            Form::Blocks(tensor) => tensor.load(),
         }
     }
 }
