@@ -17,7 +17,7 @@ fn main() {
     let mut arguments = env::args().skip(1);
     let threads = arguments.next().and_then(|threads| threads.parse().ok());
     let filter = arguments.next().unwrap_or_default();
-    let backend = CpuBackend::new(CpuOptions { threads, isa: None }).expect("a backend");
+    let backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() }).expect("a backend");
     println!("{} threads, {}", backend.threads(), backend.isa());
 
     let run = Run { backend: &backend, filter };

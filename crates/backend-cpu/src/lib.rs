@@ -19,6 +19,7 @@ use ocelli_kernels::Kernels;
 
 pub use buffer::Buffer;
 pub use kv::CpuKvBlocks;
+pub use ocelli_kernels::Arithmetic;
 pub use pool::Awake;
 pub use weight::CpuWeight;
 
@@ -35,15 +36,18 @@ struct Shared {
     kernels: &'static Kernels,
     threads: ThreadPool,
     buffers: Arc<BufferPool>,
+    arithmetic: Arithmetic,
 }
 
 /// How a [`CpuBackend`] is set up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CpuOptions {
     /// Threads that compute, the caller's included; `None` for one per physical core that this process may use.
     pub threads: Option<usize>,
     /// Name of the instruction set; `None` for `OCELLI_ISA`, or else the best one that the processor has.
     pub isa: Option<String>,
+    /// How products with bfloat16 weights, and attention, multiply.
+    pub arithmetic: Arithmetic,
 }
 
 /// Why a [`CpuBackend`] cannot be set up.
@@ -81,7 +85,9 @@ impl CpuBackend {
             return Err(Error::ThreadCount { threads });
         }
         let threads = ThreadPool::new(threads).map_err(|source| Error::Spawn { threads, source })?;
-        Ok(Self { shared: Arc::new(Shared { kernels, threads, buffers: Arc::default() }) })
+        Ok(Self {
+            shared: Arc::new(Shared { kernels, threads, buffers: Arc::default(), arithmetic: options.arithmetic }),
+        })
     }
 
     /// Name of the instruction set in use.
@@ -104,9 +110,11 @@ mod tests {
 
     #[test]
     fn impossible_options_are_errors() {
-        let error = CpuBackend::new(CpuOptions { threads: Some(0), isa: None }).err().unwrap();
+        let error = CpuBackend::new(CpuOptions { threads: Some(0), ..CpuOptions::default() }).err().unwrap();
         assert_eq!(error.to_string(), "threads=0: 1 to 1024 are possible");
-        let error = CpuBackend::new(CpuOptions { threads: None, isa: Some("altivec".into()) }).err().unwrap();
+        let error = CpuBackend::new(CpuOptions { threads: None, isa: Some("altivec".into()), ..CpuOptions::default() })
+            .err()
+            .unwrap();
         assert!(matches!(error, Error::Isa(_)), "{error}");
         let source = std::io::Error::other("enough");
         assert_eq!(Error::Spawn { threads: 9, source }.to_string(), "cannot start 9 threads");
@@ -114,7 +122,9 @@ mod tests {
 
     #[test]
     fn options_are_met() {
-        let backend = CpuBackend::new(CpuOptions { threads: Some(3), isa: Some("scalar".into()) }).unwrap();
+        let backend =
+            CpuBackend::new(CpuOptions { threads: Some(3), isa: Some("scalar".into()), ..CpuOptions::default() })
+                .unwrap();
         assert_eq!((backend.threads(), backend.isa()), (3, "scalar"));
     }
 }

@@ -22,10 +22,10 @@ impl CpuBackend {
             return results;
         }
         let problems: Vec<Matmul<'_>> =
-            products.iter().map(|(weight, epilogue)| problem(x, rows, weight, epilogue)).collect();
+            products.iter().map(|(weight, epilogue)| self.problem(x, rows, weight, epilogue)).collect();
         let inputs = problems[0].inputs;
         let kernels = self.shared.kernels;
-        let scratch_len = kernels.matmul_scratch_len(rows, inputs);
+        let scratch_len = problems.iter().map(|problem| kernels.matmul_scratch_len(problem)).max().unwrap_or(0);
         let (part_rows, part_columns) = part_of_product(self.shared.threads.len(), rows, outputs);
         let parts = problems.iter().zip(&mut results).flat_map(|(problem, result)| {
             let tiles = MatrixMut::new(result, rows).tiles(part_rows, part_columns);
@@ -43,6 +43,25 @@ impl CpuBackend {
         self.silu_mul(&gate, &up)
     }
 
+    fn problem<'a>(
+        &self,
+        x: &'a [f32],
+        rows: usize,
+        weight: &'a CpuWeight,
+        epilogue: &Epilogue<'a, Self>,
+    ) -> Matmul<'a> {
+        Matmul {
+            x,
+            rows,
+            inputs: weight.inputs(),
+            weights: weight.matrix(),
+            bias: epilogue.bias.map(|bias| &**bias),
+            activation: activation(epilogue.activation),
+            residual: epilogue.residual.map(|residual| &**residual),
+            arithmetic: self.shared.arithmetic,
+        }
+    }
+
     /// `silu(gate) * up`.
     fn silu_mul(&self, gate: &Buffer, up: &Buffer) -> Buffer {
         assert_eq!(gate.len(), up.len(), "products of different lengths");
@@ -50,18 +69,6 @@ impl CpuBackend {
         let parts = out.chunks_mut(PART).zip(gate.chunks(PART).zip(up.chunks(PART)));
         self.split(gate.len() * 8, parts, |(out, (gate, up))| self.shared.kernels.silu_mul(gate, up, out));
         out
-    }
-}
-
-fn problem<'a>(x: &'a [f32], rows: usize, weight: &'a CpuWeight, epilogue: &Epilogue<'a, CpuBackend>) -> Matmul<'a> {
-    Matmul {
-        x,
-        rows,
-        inputs: weight.inputs(),
-        weights: weight.matrix(),
-        bias: epilogue.bias.map(|bias| &**bias),
-        activation: activation(epilogue.activation),
-        residual: epilogue.residual.map(|residual| &**residual),
     }
 }
 

@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn limits_are_plausible() {
-        let backend = CpuBackend::new(CpuOptions { threads: Some(2), isa: None }).unwrap();
+        let backend = CpuBackend::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
         assert!((0.0..1e-2).contains(&region_overhead(&backend)));
         for limit in [read_bandwidth(&backend), multiply_add_peak(&backend)] {
             assert!((1e7..1e16).contains(&limit), "{limit}");

@@ -377,7 +377,7 @@ mod tests {
     const KV_HEADS: usize = 2;
 
     fn backend(threads: usize) -> CpuBackend {
-        CpuBackend::new(CpuOptions { threads: Some(threads), isa: None }).unwrap()
+        CpuBackend::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
     }
 
     /// Something like a decoder layer over several sequences, large enough that threads share its work.

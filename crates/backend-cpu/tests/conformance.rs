@@ -4,9 +4,10 @@ use ocelli_backend_cpu::{CpuBackend, CpuOptions, Error};
 
 #[test]
 fn every_instruction_set_and_thread_count_conforms() {
-    for isa in ["scalar", "avx2", "avx512"] {
+    for isa in ["scalar", "avx2", "avx512", "avx512-bf16"] {
         for threads in [1, 2, 3] {
-            match CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa.into()) }) {
+            match CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa.into()), ..CpuOptions::default() })
+            {
                 Ok(backend) => ocelli_testkit::conformance(&backend),
                 Err(Error::Isa(error)) => println!("SKIP: {error}"),
                 Err(error) => panic!("{error}"),

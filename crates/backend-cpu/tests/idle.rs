@@ -42,7 +42,7 @@ fn work(threads: usize, times: usize) {
 }
 
 fn backend(threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads: Some(threads), isa: None }).expect("a backend")
+    CpuBackend::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).expect("a backend")
 }
 
 /// Products one after another, each of them shared by all threads.

@@ -56,7 +56,8 @@ impl ModelInfo {
         let generation = GenerationConfig::read(files, &config)?;
         let checkpoint = Checkpoint::open(files)?;
         check_precision(files.label(), &checkpoint, options)?;
-        let backend = CpuBackend::new(CpuOptions { threads: Some(1), isa: options.isa.clone() })?;
+        let backend =
+            CpuBackend::new(CpuOptions { threads: Some(1), isa: options.isa.clone(), ..CpuOptions::default() })?;
         let source = WeightSource::from(&checkpoint).with_precision(options.precision());
         let plan = Plan::make(&backend, &config, source)?;
         Self::describe(files.label(), &config, stored_as(&checkpoint), &plan, &generation)

@@ -80,7 +80,11 @@ impl LoadedModel {
         let checkpoint = Checkpoint::open(files)?;
         check_precision(files.label(), &checkpoint, options)?;
         let generation = GenerationConfig::read(files, config)?;
-        let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa.clone() })?;
+        let backend = CpuBackend::new(CpuOptions {
+            threads: options.threads,
+            isa: options.isa.clone(),
+            ..CpuOptions::default()
+        })?;
         let source = WeightSource::from(&checkpoint).with_precision(options.precision()).on_threads(backend.threads());
         let plan = Plan::make(&backend, config, source)?;
         let info = ModelInfo::describe(files.label(), config, stored_as(&checkpoint), &plan, &generation)?;

@@ -41,6 +41,14 @@ pub struct Kernels {
     pub(crate) multiply_adds: PeakFn,
     pub(crate) other_peaks: &'static [Peak],
     pub(crate) quantized: crate::quantized::Table,
+    /// What the instruction set does faster with pairs of bfloat16.
+    pub(crate) pairs: Option<PairKernels>,
+}
+
+/// Operations whose factors are rounded to bfloat16: for those who ask for [`crate::Arithmetic::Bfloat16`].
+#[derive(Clone, Copy)]
+pub(crate) struct PairKernels {
+    pub(crate) matmul: MatmulFn,
 }
 
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);
@@ -82,7 +90,8 @@ impl Kernels {
         }
     }
 
-    /// Tables of all instruction sets that this processor has, the best one last.
+    /// Tables of all instruction sets that this processor has, from the slowest to the fastest (an instruction set that
+    /// is slow in this processor may come last all the same: it is not the default).
     pub fn available() -> impl Iterator<Item = &'static Self> {
         rows_within(Features::detected())
     }
@@ -100,6 +109,9 @@ pub(crate) struct Features {
     avx512: bool,
     neon: bool,
     avx512_vnni: bool,
+    avx512_bf16: bool,
+    /// Products of pairs of bfloat16 take no longer than fused multiply-adds.
+    has_fast_bf16: bool,
 }
 
 impl Features {
@@ -119,7 +131,21 @@ impl Features {
             && is_x86_feature_detected!("avx512vl");
         let avx512 = avx2 && avx512;
         let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
-        Self { avx2, avx512, avx512_vnni, ..Self::default() }
+        Self {
+            avx2,
+            avx512,
+            avx512_vnni,
+            avx512_bf16: avx512_vnni && is_x86_feature_detected!("avx512bf16"),
+            has_fast_bf16: Self::is_from(b"AuthenticAMD"),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the processor names this vendor.
+    #[cfg(target_arch = "x86_64")]
+    fn is_from(vendor: &[u8; 12]) -> bool {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == vendor
     }
 
     #[cfg(target_arch = "aarch64")]
@@ -149,12 +175,16 @@ const ROWS: &[Row] = &[
     Row { name: "avx512", kernels: Some(&crate::avx512::KERNELS), needs: |features| features.avx512 },
     #[cfg(target_arch = "x86_64")]
     Row { name: "avx512-vnni", kernels: Some(&crate::avx512::vnni::KERNELS), needs: |features| features.avx512_vnni },
+    #[cfg(target_arch = "x86_64")]
+    Row { name: "avx512-bf16", kernels: Some(&crate::avx512::bf16::KERNELS), needs: |features| features.avx512_bf16 },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx2", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx512", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx512-vnni", kernels: None, needs: |_| false },
+    #[cfg(not(target_arch = "x86_64"))]
+    Row { name: "avx512-bf16", kernels: None, needs: |_| false },
     #[cfg(target_arch = "aarch64")]
     Row { name: "neon", kernels: Some(&crate::neon::KERNELS), needs: |features| features.neon },
     #[cfg(not(target_arch = "aarch64"))]
@@ -163,7 +193,8 @@ const ROWS: &[Row] = &[
 
 fn select_from(name: Option<&str>, features: Features) -> Result<&'static Kernels, Error> {
     let Some(name) = name else {
-        return Ok(rows_within(features).last().expect("scalar needs nothing"));
+        let fast = rows_within(features).filter(|kernels| is_fast(kernels.name, features));
+        return Ok(fast.last().expect("scalar needs nothing"));
     };
     if let Some(kernels) = rows_within(features).find(|kernels| kernels.name == name) {
         return Ok(kernels);
@@ -180,6 +211,11 @@ fn rows_within(features: Features) -> impl Iterator<Item = &'static Kernels> {
     ROWS.iter().filter(move |row| (row.needs)(features)).filter_map(|row| row.kernels)
 }
 
+/// Whether a row is faster than the rows before it, given that the processor has it.
+fn is_fast(name: &str, features: Features) -> bool {
+    name != "avx512-bf16" || features.has_fast_bf16
+}
+
 fn names() -> Vec<&'static str> {
     ROWS.iter().map(|row| row.name).collect()
 }
@@ -190,7 +226,14 @@ const VARIABLE: &str = "OCELLI_ISA";
 mod tests {
     use super::*;
 
-    const NOTHING: Features = Features { avx2: false, avx512: false, avx512_vnni: false, neon: false };
+    const NOTHING: Features = Features {
+        avx2: false,
+        avx512: false,
+        avx512_vnni: false,
+        avx512_bf16: false,
+        has_fast_bf16: false,
+        neon: false,
+    };
 
     #[test]
     fn a_processor_without_an_instruction_set_never_gets_its_table() {
@@ -201,8 +244,14 @@ mod tests {
         let old = Features { avx2: true, ..NOTHING };
         assert!(rows_within(old).all(|kernels| matches!(kernels.name(), "scalar" | "avx2")));
         let new = Features { avx512: true, ..old };
-        let missing =
-            [("avx2", NOTHING), ("avx512", old), ("avx512-vnni", NOTHING), ("avx512-vnni", new), ("neon", NOTHING)];
+        let missing = [
+            ("avx2", NOTHING),
+            ("avx512", old),
+            ("avx512-vnni", NOTHING),
+            ("avx512-vnni", new),
+            ("neon", NOTHING),
+            ("avx512-bf16", Features { avx512_vnni: true, has_fast_bf16: true, ..new }),
+        ];
         for (wanted, features) in missing {
             let error = select_from(Some(wanted), features).err().unwrap();
             assert!(matches!(&error, Error::UnavailableIsa { name, .. } if name == wanted), "{error}");
@@ -219,6 +268,12 @@ mod tests {
         assert_eq!(select_from(None, new).unwrap().name(), "avx512");
         assert_eq!(select_from(None, newest).unwrap().name(), "avx512-vnni");
         assert_eq!(select_from(Some("avx2"), new).unwrap().name(), "avx2");
+        // Some processors have the instruction for pairs of bfloat16 without being any faster with it.
+        let slow = Features { avx512_bf16: true, ..newest };
+        assert_eq!(select_from(None, slow).unwrap().name(), "avx512-vnni");
+        assert_eq!(select_from(Some("avx512-bf16"), slow).unwrap().name(), "avx512-bf16");
+        let fast = Features { has_fast_bf16: true, ..slow };
+        assert_eq!(select_from(None, fast).unwrap().name(), "avx512-bf16");
     }
 
     #[test]
@@ -232,10 +287,9 @@ mod tests {
     #[test]
     fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
         let error = Kernels::select(Some("altivec")).err().unwrap();
-        assert_eq!(
-            error.to_string(),
-            "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512, avx512-vnni, neon"
-        );
+        let expected = "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512, avx512-vnni, \
+                        avx512-bf16, neon";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -65,6 +65,7 @@ macro_rules! row {
                     entry
                 },)+
                 quantized: super::QUANTIZED,
+                pairs: None,
             };
             pub(crate) static KERNELS: Kernels = ROW;
         }

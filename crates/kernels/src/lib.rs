@@ -21,9 +21,14 @@ mod embed;
 mod generic_table;
 mod math;
 mod matmul;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "one instruction set has pairs so far"))]
+mod matmul_pairs;
 mod norm;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "one instruction set has pairs so far"))]
+mod pairs;
 mod patches;
 mod peak;
+mod precision;
 mod quantized;
 mod rope;
 mod simd;
@@ -50,6 +55,7 @@ pub use dispatch::{Error, Kernels};
 pub use matmul::Matmul;
 pub use patches::{Patches, unfold_patches};
 pub use peak::Peak;
+pub use precision::Arithmetic;
 pub use quantized::{
     CodeBits, GroupedRows, PackedDims, PackedMatrix, QuantizedMatmul, QuantizedRows, QuantizedRowsMut, QuantizedSwiglu,
 };

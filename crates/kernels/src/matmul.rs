@@ -24,9 +24,11 @@
 use std::ops::Range;
 
 use crate::activation::{Activation, activate};
-use crate::dispatch::Kernels;
+use crate::dispatch::{Kernels, PairKernels};
 use crate::elementwise::add_in_place;
 use crate::embed::embed;
+use crate::matmul_pairs;
+use crate::precision::Arithmetic;
 use crate::simd::{Simd, by_tile_rows};
 use crate::view::MatrixMut;
 use crate::weights::{Converted, Element, Source, WeightMatrix, decode_part};
@@ -48,6 +50,8 @@ pub struct Matmul<'a> {
     pub activation: Activation,
     /// `[rows, outputs]`.
     pub residual: Option<&'a [f32]>,
+    /// How bfloat16 weights are multiplied.
+    pub arithmetic: Arithmetic,
 }
 
 impl Matmul<'_> {
@@ -59,13 +63,22 @@ impl Matmul<'_> {
 }
 
 impl Kernels {
-    /// Scratch values that [`Self::matmul`] needs.
-    pub fn matmul_scratch_len(&self, rows: usize, inputs: usize) -> usize {
-        if rows <= FEW_TILES * self.tile_rows {
+    /// Scratch values that [`Self::matmul`] needs; no fewer than for some of the rows.
+    pub fn matmul_scratch_len(&self, problem: &Matmul<'_>) -> usize {
+        let Matmul { rows, inputs, .. } = *problem;
+        if self.pairs_for(problem).is_some() {
+            matmul_pairs::scratch_len(self.lanes, rows, inputs)
+        } else if rows <= FEW_TILES * self.tile_rows {
             0
         } else {
             PANEL_COLUMNS * inputs.min(BLOCK).next_multiple_of(self.lanes)
         }
+    }
+
+    /// What multiplies pairs of bfloat16, if that is wanted and possible.
+    fn pairs_for(&self, problem: &Matmul<'_>) -> Option<&PairKernels> {
+        let is_wanted = problem.arithmetic == Arithmetic::Bfloat16 && matches!(problem.weights, WeightMatrix::Bf16(_));
+        self.pairs.as_ref().filter(|_| is_wanted)
     }
 
     /// Computes the rows and columns of `out` (a part of a matrix `[rows, outputs]`).
@@ -85,11 +98,12 @@ impl Kernels {
             "residual is not [{rows}, {outputs}]"
         );
         assert!(out.rows().end <= rows && out.columns().end <= outputs, "output outside of [{rows}, {outputs}]");
-        assert!(scratch.len() >= self.matmul_scratch_len(out.rows().len(), inputs), "scratch of {}", scratch.len());
-        let kernel = match weights {
-            WeightMatrix::F32(_) => self.matmul_f32_f32,
-            WeightMatrix::Bf16(_) => self.matmul_bf16_f32,
-            WeightMatrix::F16(_) => self.matmul_f16_f32,
+        assert!(scratch.len() >= self.matmul_scratch_len(problem), "scratch of {}", scratch.len());
+        let kernel = match (self.pairs_for(problem), weights) {
+            (Some(pairs), _) => pairs.matmul,
+            (None, WeightMatrix::F32(_)) => self.matmul_f32_f32,
+            (None, WeightMatrix::Bf16(_)) => self.matmul_bf16_f32,
+            (None, WeightMatrix::F16(_)) => self.matmul_f16_f32,
         };
         kernel(problem, out, scratch);
     }
@@ -349,7 +363,7 @@ fn add_part(sums: &mut [f32], block: &[f32], is_first: bool) {
 
 /// Bias, activation and residual for a part of a row that begins at `column`.
 #[inline(always)]
-fn finish<S: Simd>(simd: S, problem: &Matmul<'_>, row: usize, column: usize, sums: &mut [f32]) {
+pub(crate) fn finish<S: Simd>(simd: S, problem: &Matmul<'_>, row: usize, column: usize, sums: &mut [f32]) {
     let len = sums.len();
     if let Some(bias) = problem.bias {
         add_in_place(simd, sums, &bias[column..][..len]);
@@ -402,13 +416,14 @@ pub(crate) mod tests {
 
     fn plain<'a>(x: &'a [f32], rows: usize, weights: &'a Weights) -> Matmul<'a> {
         let (inputs, weights) = (x.len() / rows, weights.matrix());
-        Matmul { x, rows, inputs, weights, bias: None, activation: Activation::None, residual: None }
+        let (bias, activation, residual) = (None, Activation::None, None);
+        Matmul { x, rows, inputs, weights, bias, activation, residual, arithmetic: Arithmetic::Float32 }
     }
 
     /// The product, computed in tiles of that size; scratch and output hold rubbish before.
     fn product(kernels: &Kernels, problem: &Matmul<'_>, tile: (usize, usize)) -> Vec<f32> {
         let mut out = vec![f32::NAN; problem.rows * problem.outputs()];
-        let mut scratch = vec![f32::NAN; kernels.matmul_scratch_len(problem.rows, problem.inputs)];
+        let mut scratch = vec![f32::NAN; kernels.matmul_scratch_len(problem)];
         for part in MatrixMut::new(&mut out, problem.rows).tiles(tile.0, tile.1) {
             kernels.matmul(problem, part, &mut scratch);
         }

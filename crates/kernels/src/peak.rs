@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use crate::dispatch::Kernels;
+use crate::pairs::Pairs;
 use crate::simd::Simd;
 
 /// A kind of arithmetic that an instruction set has: run it and take the time to learn a thread's peak.
@@ -48,7 +49,7 @@ impl Kernels {
 
 /// Multiply-adds under way at a time: they hide its latency everywhere (at most 5 cycles, 2 per cycle), and fit into
 /// 16 registers together with the operands.
-const SUMS: usize = 12;
+pub(crate) const SUMS: usize = 12;
 
 /// Writes the sum of all sums to `out[0]`, so that none of them is left out.
 #[inline(always)]
@@ -71,6 +72,29 @@ pub(crate) fn multiply_adds<S: Simd>(simd: S, rounds: usize, out: &mut [f32]) {
     out[0] = simd.sum(total);
 }
 
+/// Writes the sum of all sums to `out[0]`.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "one instruction set has pairs so far"))]
+#[inline(always)]
+pub(crate) fn multiply_adds_of_pairs<P: Pairs>(arch: P, rounds: usize, out: &mut [f32]) {
+    let simd = arch.simd();
+    let one = simd.splat(black_box(1.0));
+    let factor = arch.neighbours(one, one);
+    let mut sums = [one; SUMS];
+    for (idx, sum) in sums.iter_mut().enumerate() {
+        *sum = simd.splat(black_box(idx as f32));
+    }
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = arch.dot(*sum, factor, factor);
+        }
+    }
+    let mut total = sums[0];
+    for &sum in &sums[1..] {
+        total = simd.add(total, sum);
+    }
+    out[0] = simd.sum(total);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,13 +104,19 @@ mod tests {
         for kernels in Kernels::available() {
             let peaks: Vec<Peak> = kernels.peaks().collect();
             assert_eq!(peaks[0].name(), "f32");
-            for peak in peaks {
+            for peak in &peaks {
                 assert_eq!(peak.run(10), 10 * peak.operations, "{} {}", kernels.name(), peak.name());
             }
             // x = x / 2 + 1 ends at 2 wherever it begins.
             let mut sum = [0.0];
             (kernels.multiply_adds)(60, &mut sum);
             assert_eq!(sum[0], (2 * SUMS * kernels.lanes) as f32, "{}", kernels.name());
+            if let Some(pairs) = peaks.iter().find(|peak| peak.name() == "bf16") {
+                // Every sum grows by two per round, from a number of its own.
+                (pairs.run)(10, &mut sum);
+                let beginnings = SUMS * (SUMS - 1) / 2;
+                assert_eq!(sum[0], ((beginnings + 20 * SUMS) * kernels.lanes) as f32, "{}", kernels.name());
+            }
         }
     }
 }

@@ -17,6 +17,8 @@ macro_rules! kernel_tests {
                 embed: conversion_is_exact;
                 matmul: products_are_as_exact_as_float32_allows, every_epilogue_is_applied,
                     rows_and_columns_are_independent, special_values_stay_in_their_rows_and_columns;
+                matmul_pairs: only_x_is_rounded, rows_and_columns_are_independent,
+                    special_values_stay_in_their_rows_and_columns;
                 norm: norms_follow_their_definitions, extreme_rows_are_normalised;
                 quantized: rows_are_quantised_to_the_nearest_code, rows_are_quantised_alike_everywhere,
                     products_follow_the_definition, every_instruction_set_gives_the_same_bits,
@@ -42,6 +44,7 @@ kernel_tests!(scalar = "scalar");
 kernel_tests!(avx2 = "avx2");
 kernel_tests!(avx512 = "avx512");
 kernel_tests!(avx512_vnni = "avx512-vnni");
+kernel_tests!(avx512_bf16 = "avx512-bf16");
 kernel_tests!(neon = "neon");
 
 /// Runs a check, or says why it cannot.

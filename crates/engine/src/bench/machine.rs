@@ -27,7 +27,8 @@ pub struct Machine {
 /// # Errors
 /// When the device cannot be used as asked.
 pub fn measure_machine(options: &EngineOptions) -> Result<Machine> {
-    let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa.clone() })?;
+    let backend =
+        CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa.clone(), ..CpuOptions::default() })?;
     Ok(Machine {
         threads: backend.threads(),
         isa: backend.isa(),

@@ -139,7 +139,11 @@ impl Subject {
 }
 
 fn backend(options: &BenchOptions) -> Result<CpuBackend> {
-    Ok(CpuBackend::new(CpuOptions { threads: options.engine.threads, isa: options.engine.isa.clone() })?)
+    Ok(CpuBackend::new(CpuOptions {
+        threads: options.engine.threads,
+        isa: options.engine.isa.clone(),
+        ..CpuOptions::default()
+    })?)
 }
 
 fn cost(weights: &[Held]) -> Cost {

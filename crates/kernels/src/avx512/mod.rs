@@ -1,5 +1,6 @@
 //! AVX-512 F, BW, DQ and VL: servers since Skylake, desktops since Zen 4; with VNNI since Ice Lake and Zen 4.
 
+pub(crate) mod bf16;
 mod vector;
 pub(crate) mod vnni;
 

@@ -1,0 +1,151 @@
+//! The row `avx512-bf16`: what [`Pairs`] improves, on top of the row for AVX-512 without it.
+
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+use super::vector::Avx512;
+use crate::dispatch::{Kernels, PairKernels};
+use crate::matmul::Matmul;
+use crate::matmul_pairs::matmul_pairs;
+use crate::pairs::{Pairs, Rows};
+use crate::peak::{Peak, SUMS, multiply_adds_of_pairs};
+use crate::view::MatrixMut;
+
+/// Proof that the processor has AVX-512 BF16 besides what [`Avx512`] proves.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16(Avx512);
+
+impl Avx512Bf16 {
+    /// # Safety
+    /// The processor has AVX-512 BF16 and whatever [`Avx512::new`] asks for.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        // SAFETY: the caller's promise includes it.
+        Self(unsafe { Avx512::new() })
+    }
+}
+
+/// Compiles a function of a table's row with the features that the proof stands for.
+macro_rules! entry {
+    (($($argument:ident: $type:ty),+) = $algorithm:expr) => {{
+        fn entry($($argument: $type),+) {
+            crate::generic_table::compiled_with!(
+                [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]]
+                Avx512Bf16::new(), $algorithm, $($argument: $type),+);
+        }
+        entry
+    }};
+}
+
+/// AVX-512 with products of pairs of bfloat16: Zen 4, Sapphire Rapids and later.
+pub(crate) static KERNELS: Kernels = Kernels {
+    name: "avx512-bf16",
+    pairs: Some(PairKernels {
+        matmul: entry!((problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
+    }),
+    other_peaks: &[Peak::new(
+        "bf16",
+        4 * SUMS * LANES,
+        entry!((rounds: usize, out: &mut [f32]) = multiply_adds_of_pairs),
+    )],
+    quantized: super::vnni::QUANTIZED,
+    ..super::row::ROW
+};
+
+const LANES: usize = 16;
+
+impl Pairs for Avx512Bf16 {
+    type Simd = Avx512;
+    type Pairs = __m512i;
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: `self` proves that the processor has the instruction; the casts only change the type.
+        unsafe { _mm512_dpbf16_ps(sums, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: f32) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_castps_si512(_mm512_set1_ps(pair)) }
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, chunk: &[f32; LANES]) -> __m512i {
+        // SAFETY: as above; the chunk is as long as the register, any alignment will do.
+        unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, pairs: __m512i, chunk: &mut [f32; LANES]) {
+        // SAFETY: as above; the chunk is as long as the register, any alignment will do.
+        unsafe { _mm512_storeu_si512(chunk.as_mut_ptr().cast(), pairs) }
+    }
+
+    #[inline(always)]
+    fn neighbours(self, first: __m512, second: __m512) -> __m512i {
+        // SAFETY: as above; the cast only changes the type.
+        unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &Rows<'_>, out: &mut [f32], stride: usize) {
+        // SAFETY: `self` proves that the processor has the instruction.
+        let mut lines = [unsafe { _mm512_setzero_si512() }; LANES];
+        if rows.count == LANES && rows.len == 4 * LANES {
+            for (row, line) in lines.iter_mut().enumerate() {
+                // SAFETY: as above; the part is as long as the register, any alignment will do.
+                *line = unsafe { _mm512_loadu_si512(rows.part(row).as_ptr().cast()) };
+            }
+        } else {
+            let mask = if rows.len == 4 * LANES { u32::MAX } else { (1 << (rows.len / 2)) - 1 };
+            for (row, line) in lines.iter_mut().enumerate().take(rows.count) {
+                // SAFETY: as above; the mask allows reading only within the part.
+                *line = unsafe { _mm512_maskz_loadu_epi16(mask, rows.part(row).as_ptr().cast()) };
+            }
+        }
+        // SAFETY: as above.
+        let columns = unsafe { transposed(lines) };
+        let out = &mut out[..(LANES - 1) * stride + LANES];
+        for (column, pairs) in columns.into_iter().enumerate() {
+            let (chunk, _) = out[column * stride..].as_chunks_mut::<LANES>();
+            self.store_pairs(pairs, &mut chunk[0]);
+        }
+    }
+}
+
+/// Lane `r` of register `c` becomes lane `c` of register `r`.
+#[inline(always)]
+unsafe fn transposed(r: [__m512i; LANES]) -> [__m512i; LANES] {
+    // SAFETY: the caller has proved that the processor has AVX-512; registers only.
+    unsafe {
+        let (mut t, mut u, mut out) = (r, r, r);
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+        }
+        for g in 0..4 {
+            u[4 * g] = _mm512_unpacklo_epi64(t[4 * g], t[4 * g + 2]);
+            u[4 * g + 1] = _mm512_unpackhi_epi64(t[4 * g], t[4 * g + 2]);
+            u[4 * g + 2] = _mm512_unpacklo_epi64(t[4 * g + 1], t[4 * g + 3]);
+            u[4 * g + 3] = _mm512_unpackhi_epi64(t[4 * g + 1], t[4 * g + 3]);
+        }
+        // Quarter q of u[4g + j] is column 4q + j of rows 4g ..= 4g + 3.
+        for j in 0..4 {
+            let even = _mm512_shuffle_i32x4::<0x88>(u[j], u[4 + j]);
+            let odd = _mm512_shuffle_i32x4::<0xDD>(u[j], u[4 + j]);
+            let even_below = _mm512_shuffle_i32x4::<0x88>(u[8 + j], u[12 + j]);
+            let odd_below = _mm512_shuffle_i32x4::<0xDD>(u[8 + j], u[12 + j]);
+            out[j] = _mm512_shuffle_i32x4::<0x88>(even, even_below);
+            out[8 + j] = _mm512_shuffle_i32x4::<0xDD>(even, even_below);
+            out[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd, odd_below);
+            out[12 + j] = _mm512_shuffle_i32x4::<0xDD>(odd, odd_below);
+        }
+        out
+    }
+}
