@@ -33,6 +33,6 @@ pub use ops::{Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, Pat
 pub use precision::{Part, Precision, Quant, Role};
 pub use random::RandomWeights;
 pub use rope::{Rope, RopeRows, RopeScaling};
-pub use source::{Held, WeightSource};
+pub use source::{Held, PackedWeight, WeightSource, WeightStore};
 pub use tensor::Tensor;
 pub use weights::{Renamed, Weights};

@@ -2,6 +2,8 @@
 
 use ocelli_formats::WeightData;
 
+use crate::source::PackedWeight;
+
 /// A device: it holds weights and activations and computes on them.
 ///
 /// A value is a handle (cloning it is cheap). Activations are float32 as far as a model can see; how weights are
@@ -36,6 +38,27 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// # Errors
     /// A text saying why this type of tensor cannot be used.
     fn weight(&self, data: WeightData) -> Result<Self::Weight, String>;
+
+    /// Name and version of the arrangement that [`Backend::packed`] gives: bytes of another one must not be unpacked.
+    fn packing(&self) -> &'static str {
+        "none"
+    }
+
+    /// A weight's bytes as the device arranged them, to be kept for the next load; `None` for floats, which need no
+    /// arranging. No bytes are copied.
+    fn packed(&self, weight: &Self::Weight) -> Option<PackedWeight> {
+        let _ = weight;
+        None
+    }
+
+    /// The weight that [`Backend::packed`] gave the bytes of, without copying them.
+    ///
+    /// # Errors
+    /// A text saying what is wrong with the bytes.
+    fn unpack(&self, packed: PackedWeight) -> Result<Self::Weight, String> {
+        let _ = packed;
+        Err(format!("the {} backend packs no weights", self.name()))
+    }
 
     /// `x [rows, in] · weightᵀ [in, out]`, then the epilogue: `[rows, out]`.
     fn linear(

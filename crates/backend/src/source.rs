@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ocelli_formats::Checkpoint;
+use ocelli_formats::{Checkpoint, GroupedLayout, SharedBytes};
 
 use crate::precision::{Part, Precision, Role};
 use crate::random::RandomWeights;
@@ -14,6 +14,7 @@ pub struct WeightSource<'a> {
     pub(crate) precision: Precision,
     pub(crate) threads: usize,
     pub(crate) on_weight: Option<&'a dyn Fn(Held)>,
+    pub(crate) store: Option<&'a dyn WeightStore>,
     pub(crate) only_plans: bool,
 }
 
@@ -38,6 +39,26 @@ pub struct Held {
     pub bytes: u64,
 }
 
+/// Codes in the order in which a device multiplies them: see [`crate::Backend::packed`].
+#[derive(Clone, Debug)]
+pub struct PackedWeight {
+    /// What the codes are.
+    pub layout: GroupedLayout,
+    /// Number of rows.
+    pub outputs: usize,
+    /// The device's own arrangement, scales and offsets included.
+    pub bytes: SharedBytes,
+}
+
+/// Keeps packed weights for the next load. Only weights of the same checkpoint, precision and device belong together.
+pub trait WeightStore {
+    /// What was kept under a name.
+    fn get(&self, name: &str) -> Option<PackedWeight>;
+
+    /// A weight that was not there.
+    fn put(&self, name: &str, weight: PackedWeight);
+}
+
 impl<'a> WeightSource<'a> {
     /// Float matrices become what `precision` says.
     #[must_use]
@@ -58,6 +79,12 @@ impl<'a> WeightSource<'a> {
         Self { on_weight: Some(on_weight), ..self }
     }
 
+    /// Takes codes from `store` where it has them, and gives it those that it lacks.
+    #[must_use]
+    pub fn with_store(self, store: &'a dyn WeightStore) -> Self {
+        Self { store: Some(store), ..self }
+    }
+
     /// Reads no weight: the model that is loaded is good for nothing but its shapes, what the observer hears is what
     /// it would take, and names and shapes are checked.
     #[must_use]
@@ -66,7 +93,7 @@ impl<'a> WeightSource<'a> {
     }
 
     fn new(origin: Origin<'a>) -> Self {
-        Self { origin, precision: Precision::default(), threads: 1, on_weight: None, only_plans: false }
+        Self { origin, precision: Precision::default(), threads: 1, on_weight: None, store: None, only_plans: false }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 use crate::ops::Backend;
 use crate::precision::{Part, Role, quantize};
-use crate::source::{Held, Origin, WeightSource};
+use crate::source::{Held, Origin, PackedWeight, WeightSource};
 use crate::tensor::Tensor;
 
 /// What a family makes of one name of a checkpoint.
@@ -220,6 +220,10 @@ impl<'a, B: Backend> Weights<'a, B> {
             let nothing = TensorData::from_f32(vec![1, 1], &[0.0])?;
             return self.weight(path, nothing.into());
         }
+        if let Some((packed, weight)) = self.kept(&path, shape, stored, layout) {
+            self.held(path, role, shape, packed.bytes.len());
+            return Ok(weight);
+        }
         let (data, is_copy) = match (self.load(&path, shape, stored)?, layout) {
             (WeightData::Float(data), layout) => {
                 let flat = vec![shape[0], shape[1..].iter().product()];
@@ -232,12 +236,31 @@ impl<'a, B: Backend> Weights<'a, B> {
         };
         let bytes = data.byte_len();
         let weight = self.weight(path.clone(), data)?;
+        if let Some((store, packed)) = source.store.zip(self.backend.packed(&weight)) {
+            store.put(&path, packed);
+        }
         // A device arranges codes anew: the file's are not read again.
         if let Some(stored) = stored.filter(|_| is_copy) {
             stored.release();
         }
         self.held(path, role, shape, bytes);
         Ok(weight)
+    }
+
+    /// The weight that the store kept, if it is what a matrix would become.
+    fn kept(
+        &self,
+        path: &str,
+        shape: &[usize],
+        stored: Option<&StoredTensor>,
+        layout: Option<GroupedLayout>,
+    ) -> Option<(PackedWeight, B::Weight)> {
+        let stored = stored?;
+        let packed = self.shared.source.store?.get(path)?;
+        let is_same = [packed.outputs, packed.layout.inputs()] == [shape[0], shape[1..].iter().product()];
+        let is_wanted = stored.is_quantized() || layout == Some(packed.layout);
+        let weight = (is_same && is_wanted).then(|| self.backend.unpack(packed.clone()))?.ok()?;
+        Some((packed, weight))
     }
 
     fn weight(&self, name: String, data: WeightData) -> Result<B::Weight> {

@@ -1,6 +1,7 @@
 //! The command line: every command and its help text; flags that several commands share are in `shared`.
 
 mod bench;
+mod precision;
 mod shared;
 
 use std::ffi::OsString;
@@ -46,6 +47,7 @@ Environment:
   HF_ENDPOINT            another hub (default: https://huggingface.co)
   HF_HUB_OFFLINE         set to 1 to never use the network
   OCELLI_ISA             instruction set to use: scalar, avx2, avx512 (default: the best there is)
+  OCELLI_CACHE           where quantised weights are kept (default: ~/.cache/ocelli)
   OCELLI_HISTORY         file for the history of `ocelli chat`; empty for none
   NO_COLOR               set to 1 for no colours";
 
@@ -75,6 +77,7 @@ Examples:
   ocelli describe photos/ --recursive --out captions.jsonl --resume
   ocelli describe 'scans/*.tif' --prompt \"Read the text.\" --json
   curl -s https://example.org/cat.png | ocelli describe -
+  ocelli describe photo.jpg --model HuggingFaceTB/SmolVLM-256M-Instruct --quant q4 --quant-vision q8
   ocelli describe cat.png --raw --prompt \"User:<image>What is this?\\nAssistant:\"")]
 pub(crate) struct DescribeArgs {
     /// Picture files, folders of them, patterns such as 'photos/*.jpg', or `-` for standard input
@@ -118,6 +121,7 @@ Examples:
   ocelli run --image chart.png \"Which bar is the tallest?\"
   ocelli run --image before.png --image after.png \"What changed?\"
   ocelli run --model Qwen/Qwen2.5-0.5B-Instruct \"Name three rivers.\"
+  ocelli run --model Qwen/Qwen2.5-1.5B-Instruct --quant q4 \"Name three rivers.\"
   ocelli run --model ./my-base-model --raw \"Once upon a time\" --max-tokens 50
   ocelli run --model Qwen/Qwen2.5-0.5B-Instruct - < prompt.txt")]
 pub(crate) struct RunArgs {
@@ -151,6 +155,7 @@ pub(crate) struct RunArgs {
 #[command(after_help = "\
 Examples:
   ocelli chat photo.jpg
+  ocelli chat --model Qwen/Qwen2.5-1.5B-Instruct --quant q8
   ocelli chat --model HuggingFaceTB/SmolVLM-256M-Instruct --system \"Answer in one sentence.\"
   printf '/image photo.jpg\\nWhat is this?\\n' | ocelli chat")]
 pub(crate) struct ChatArgs {
@@ -264,7 +269,8 @@ pub(crate) enum EvalCommand {
 Examples:
   ocelli eval demo
   ocelli eval demo --limit 50 --json
-  ocelli eval demo --num-beams 3 --mistakes")]
+  ocelli eval demo --num-beams 3 --mistakes
+  ocelli eval demo --quant q4 --quant-vision q8")]
 pub(crate) struct EvalDemoArgs {
     /// Ask about the first N pictures only
     #[arg(long, value_name = "N", value_parser = positive)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ocelli_engine::{Answer, Engine, Event, GenerateOptions, Input, ModelInfo, Request, demo};
+use ocelli_engine::{Answer, Engine, Event, GenerateOptions, Input, LoadProgress, ModelInfo, Request, demo};
 use ocelli_formats::{ModelFiles, hub_cache};
 use ocelli_processors::{ChatOptions, Content, Detail, Image, Message};
 
@@ -39,7 +39,15 @@ pub(crate) fn load(files: &ModelFiles, device: &DeviceArgs) -> Result<Engine, Fa
     spinner.set_style(ProgressStyle::with_template("{spinner} loading {msg}").expect("the template is a constant"));
     spinner.set_message(files.label().to_owned());
     spinner.enable_steady_tick(Duration::from_millis(100));
-    let loaded = Engine::load(files, &device.options());
+    let bar = ProgressStyle::with_template("{spinner} loading {msg} {bar:24} {bytes}/{total_bytes}");
+    let bar = bar.expect("the template is a constant").progress_chars("=> ");
+    let loaded = Engine::load_with_progress(files, &device.options(), &|LoadProgress { done, total }| {
+        if spinner.length().is_none() {
+            spinner.set_style(bar.clone());
+            spinner.set_length(total);
+        }
+        spinner.set_position(done);
+    });
     spinner.finish_and_clear();
     loaded.map_err(|error| Failure::new(exit_of(&error, Exit::Model), error))
 }

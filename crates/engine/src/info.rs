@@ -94,10 +94,15 @@ pub(crate) fn check_precision(label: &str, checkpoint: &Checkpoint, options: &En
         Quant::Q8 => "q8",
         Quant::Q4 => "q4",
     };
-    if !stored(checkpoint).any(StoredTensor::is_quantized) {
+    if !is_quantized(checkpoint) {
         return Ok(());
     }
     Err(Error::AlreadyQuantized { label: label.to_owned(), stored: stored_as(checkpoint), asked })
+}
+
+/// Whether some of a checkpoint's tensors are codes.
+pub(crate) fn is_quantized(checkpoint: &Checkpoint) -> bool {
+    stored(checkpoint).any(StoredTensor::is_quantized)
 }
 
 /// What most of a checkpoint's bytes are stored as, in lower case.

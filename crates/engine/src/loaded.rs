@@ -3,15 +3,16 @@
 use std::cell::Cell;
 use std::time::Instant;
 
-use ocelli_backend::{Held, Quant, WeightSource};
-use ocelli_backend_cpu::{CpuBackend, CpuOptions};
+use ocelli_backend::{Backend, Held, Precision, Quant, WeightSource};
+use ocelli_backend_cpu::{Arithmetic, CpuBackend, CpuOptions};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
 use ocelli_processors::Processor;
 
 use crate::error::Result;
-use crate::info::{GenerationConfig, ModelInfo, check_precision, stored_as};
+use crate::info::{GenerationConfig, ModelInfo, check_precision, is_quantized, stored_as};
 use crate::memory::MemoryBudget;
 use crate::options::EngineOptions;
+use crate::pack_cache::Packs;
 use crate::plan::Plan;
 use crate::session::{ModelSession, Session};
 
@@ -83,7 +84,7 @@ impl LoadedModel {
         let backend = CpuBackend::new(CpuOptions {
             threads: options.threads,
             isa: options.isa.clone(),
-            ..CpuOptions::default()
+            arithmetic: arithmetic(&checkpoint, options),
         })?;
         let source = WeightSource::from(&checkpoint).with_precision(options.precision()).on_threads(backend.threads());
         let plan = Plan::make(&backend, config, source)?;
@@ -91,12 +92,18 @@ impl LoadedModel {
         let could_be_smaller = options.quant != Quant::Q4;
         MemoryBudget::new(options.memory_limit, info.weight_bytes).check_weights(&info.label, could_be_smaller)?;
         let processor = Processor::load(files, config)?;
+        let packs = packs(files, &backend, &checkpoint, options);
         let (total, done) = (info.weight_bytes, Cell::new(0));
         let note = |weight: Held| {
             done.set(done.get() + weight.bytes);
             progress(LoadProgress { done: done.get(), total });
         };
-        let model = ocelli_models::load(&backend, config, source.with_observer(&note))?;
+        let source = source.with_observer(&note);
+        let source = packs.iter().fold(source, |source, packs| source.with_store(packs));
+        let model = ocelli_models::load(&backend, config, source)?;
+        if let Some(packs) = packs {
+            packs.keep();
+        }
         let session = ModelSession::new(backend, model, config.model_type(), options.prefill_chunk);
         let mut end_ids = generation.end_ids;
         if end_ids.is_empty() {
@@ -107,3 +114,22 @@ impl LoadedModel {
         Ok(Self { info, session: Box::new(session), processor, end_ids, weights: plan.held, load_ms })
     }
 }
+
+/// Who keeps weights in float32 wants float32; everybody else has rounded more than bfloat16 activations do.
+fn arithmetic(checkpoint: &Checkpoint, options: &EngineOptions) -> Arithmetic {
+    let is_exact = options.precision() == Precision::default() && stored_as(checkpoint) == "f32";
+    if is_exact { Arithmetic::Float32 } else { Arithmetic::Bfloat16 }
+}
+
+/// Where packed weights come from and go to, if there will be any.
+fn packs(files: &ModelFiles, backend: &CpuBackend, checkpoint: &Checkpoint, options: &EngineOptions) -> Option<Packs> {
+    let cache = options.pack_cache.as_ref()?;
+    if options.precision() == Precision::default() && !is_quantized(checkpoint) {
+        return None;
+    }
+    let made_with = format!("{PACKS_VERSION} {} {:?}", backend.packing(), options.precision());
+    Packs::open(cache, files, &made_with, backend.threads())
+}
+
+/// Changes whenever the quantiser or the choice of what is quantised does.
+const PACKS_VERSION: &str = "1";

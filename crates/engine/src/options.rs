@@ -4,6 +4,7 @@ use ocelli_backend::{Precision, Quant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::pack_cache::PackCache;
 
 /// How a model is loaded. `EngineOptions::new()` chooses everything by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct EngineOptions {
     pub quant_vision: Quant,
     /// Weights that share a scale, 32 or 64; `None` chooses by the length of rows.
     pub quant_group: Option<usize>,
+    /// Where packed weights are kept for the next load; `None` keeps none.
+    pub pack_cache: Option<PackCache>,
 }
 
 impl EngineOptions {
@@ -36,6 +39,7 @@ impl EngineOptions {
             quant: Quant::None,
             quant_vision: Quant::None,
             quant_group: None,
+            pack_cache: None,
         }
     }
 

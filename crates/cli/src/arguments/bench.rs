@@ -21,8 +21,8 @@ Examples:
   ocelli bench
   ocelli bench --model HuggingFaceTB/SmolVLM-256M-Instruct --detail low --machine
   ocelli bench --random-weights smolvlm-256m --prompt-tokens 20 --max-tokens 64 --threads 2
-  ocelli bench --random-weights qwen2.5-1.5b --prompt-tokens 512 --json > before.json
-  ocelli bench --random-weights qwen2.5-1.5b --prompt-tokens 512 --compare before.json
+  ocelli bench --random-weights qwen2.5-1.5b --quant q4 --prompt-tokens 512 --json > before.json
+  ocelli bench --random-weights qwen2.5-1.5b --quant q4 --prompt-tokens 512 --compare before.json
   ocelli bench --machine")]
 pub(crate) struct BenchArgs {
     /// A model's folder, its id in the Hugging Face cache, or `demo` for the built-in model [default: demo]

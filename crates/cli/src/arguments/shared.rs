@@ -8,6 +8,7 @@ use ocelli_engine::{EarlyStopping, EngineOptions, GenerateOptions};
 use ocelli_processors::{Detail, ImageLimits};
 
 use super::DEMO;
+use super::precision::PrecisionArgs;
 use crate::output::OutPath;
 
 /// How an answer is shown.
@@ -65,6 +66,9 @@ pub(crate) struct DeviceArgs {
     /// Refuse to take more memory than this, such as 4GiB (default: what is available)
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) memory_limit: Option<u64>,
+
+    #[command(flatten)]
+    precision: PrecisionArgs,
 }
 
 /// How tokens are chosen. Without any of these, the likeliest token every time.
@@ -189,7 +193,8 @@ impl SamplingArgs {
 impl DeviceArgs {
     /// The engine's options.
     pub(crate) fn options(&self) -> EngineOptions {
-        EngineOptions { threads: self.threads, memory_limit: self.memory_limit, ..EngineOptions::new() }
+        let options = EngineOptions { threads: self.threads, memory_limit: self.memory_limit, ..EngineOptions::new() };
+        self.precision.apply(options)
     }
 }
 
@@ -225,7 +230,7 @@ fn number(text: &str) -> Result<f32, String> {
 }
 
 /// `4GiB`, `500M`, `1.5 GB`; without a unit, bytes.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let expected = || "expected a size such as 4GiB or 500MB".to_owned();
     let digits = text.trim().find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.trim().len());
     let (value, unit) = text.trim().split_at(digits);
@@ -244,8 +249,10 @@ const MOST_THREADS: usize = 1024;
 mod tests {
     use clap::Parser;
 
+    use ocelli_engine::Quant;
+
     use super::*;
-    use crate::arguments::{Cli, Command};
+    use crate::arguments::{Cli, Command, EvalCommand};
 
     #[test]
     fn sizes() {
@@ -263,6 +270,21 @@ mod tests {
         let cli = Cli::parse_from(["ocelli", "run", "hello"]);
         let Command::Run(args) = cli.command else { panic!("run was given") };
         assert_eq!(args.sampling.options(), GenerateOptions::greedy());
+    }
+
+    #[test]
+    fn precisions_arrive() {
+        let options = |flags: &str| {
+            let cli = Cli::parse_from(["ocelli", "eval", "demo"].into_iter().chain(flags.split_whitespace()));
+            let Command::Eval(args) = cli.command else { panic!("eval was given") };
+            let EvalCommand::Demo(args) = args.command else { panic!("demo was given") };
+            args.model.device.options()
+        };
+        assert_eq!(options("--no-pack-cache"), EngineOptions::new());
+        let expected = EngineOptions { quant: Quant::Q4, quant_vision: Quant::Q8, ..EngineOptions::new() };
+        assert_eq!(options("--quant q4 --quant-vision q8 --no-pack-cache"), expected);
+        let kept = options("--quant q8 --pack-cache-size 1MiB");
+        assert_eq!((kept.quant, kept.pack_cache.map(|cache| cache.max_bytes)), (Quant::Q8, Some(1 << 20)));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `ocelli show`: what a model is, from its small files and the headers of its weights.
 
-use ocelli_engine::{Error, GenerationDefaults, ModelInfo};
+use std::collections::BTreeMap;
+
+use ocelli_engine::{EngineOptions, Error, GenerationDefaults, ModelInfo, Quant};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
 use serde::Serialize;
 
@@ -43,6 +45,8 @@ struct Details {
     kv_bytes_per_token: usize,
     /// Weights and the cache of a full context.
     memory_bytes: u64,
+    /// Bytes of the weights at every precision that the model can be loaded in: `none`, `q8`, `q4`.
+    weight_bytes_at: BTreeMap<&'static str, u64>,
     generation_defaults: GenerationDefaults,
 }
 
@@ -60,7 +64,7 @@ impl About {
                 parameters: info.parameters,
                 dtype: info.dtype.clone(),
                 weight_bytes: info.weight_bytes,
-                details: Some(Details::of(info)),
+                details: Some(Details::of(files, info)),
             }),
             Err(error @ Error::Models(_)) => Self::unsupported(files, path, &error.to_string()),
             Err(error) => Err(error.into()),
@@ -107,7 +111,13 @@ impl About {
 }
 
 impl Details {
-    fn of(info: ModelInfo) -> Self {
+    fn of(files: &ModelFiles, info: ModelInfo) -> Self {
+        let precisions = [("none", Quant::None), ("q8", Quant::Q8), ("q4", Quant::Q4)];
+        let weight_bytes_at = precisions.into_iter().filter_map(|(name, quant)| {
+            let options = EngineOptions { quant, ..EngineOptions::new() };
+            // What is already quantised cannot be loaded otherwise.
+            ModelInfo::read_for(files, &options).ok().map(|info| (name, info.weight_bytes))
+        });
         let cache = info.kv_bytes_per_token as u64 * info.context_length as u64;
         Self {
             title: info.title,
@@ -115,19 +125,23 @@ impl Details {
             context_length: info.context_length,
             kv_bytes_per_token: info.kv_bytes_per_token,
             memory_bytes: info.weight_bytes + cache,
+            weight_bytes_at: weight_bytes_at.collect(),
             generation_defaults: info.generation_defaults,
         }
     }
 
     fn rows(&self) -> Vec<(&'static str, String)> {
-        let mut rows = vec![
+        let at = |name| self.weight_bytes_at.get(name).map(|&size| format!("{} with --quant {name}", bytes(size)));
+        let fewer: Vec<String> = ["q8", "q4"].into_iter().filter_map(at).collect();
+        let mut rows = if fewer.is_empty() { Vec::new() } else { vec![("quantised", fewer.join(", "))] };
+        rows.extend([
             ("sees images", if self.sees_images { "yes" } else { "no" }.to_owned()),
             (
                 "context",
                 format!("{} tokens, {} of cache each", self.context_length, bytes(self.kv_bytes_per_token as u64)),
             ),
             ("memory", format!("{} with a full context", bytes(self.memory_bytes))),
-        ];
+        ]);
         let defaults = &self.generation_defaults;
         let recommended: Vec<String> = [
             defaults.temperature.map(|value| format!("--temperature {value}")),

@@ -19,7 +19,13 @@ fn cached(scratch: &Scratch) -> PathBuf {
 fn the_built_in_model_is_shown() {
     let scratch = Scratch::new();
     let ran = scratch.run(["show"]);
-    for part in ["model         demo\n", "supported     yes\n", "sees images   yes\n", "MiB with a full context\n"] {
+    for part in [
+        "model         demo\n",
+        "supported     yes\n",
+        "sees images   yes\n",
+        "MiB with --quant q8, ",
+        "MiB with a full context\n",
+    ] {
         assert!(ran.ok().contains(part), "{part} in {ran:?}");
     }
 }
@@ -38,6 +44,9 @@ fn a_model_is_shown_without_loading_it() {
     let expected = weights + cache * about["context_length"].as_u64().unwrap();
     assert_eq!(about["memory_bytes"].as_u64(), Some(expected));
     assert_eq!(about["parameters"].as_u64(), Some(weights / 4));
+    let at = |name: &str| about["weight_bytes_at"][name].as_u64().unwrap();
+    assert_eq!(at("none"), weights);
+    assert!(at("q4") < at("q8") && at("q8") < weights / 3, "{about}");
 }
 
 #[test]

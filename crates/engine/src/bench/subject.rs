@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ocelli_backend::{Held, RandomWeights, WeightSource};
-use ocelli_backend_cpu::{CpuBackend, CpuOptions};
+use ocelli_backend_cpu::{Arithmetic, CpuBackend, CpuOptions};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
 use ocelli_processors::{Detail, Image, PreparedImage, Processor};
 
@@ -142,7 +142,8 @@ fn backend(options: &BenchOptions) -> Result<CpuBackend> {
     Ok(CpuBackend::new(CpuOptions {
         threads: options.engine.threads,
         isa: options.engine.isa.clone(),
-        ..CpuOptions::default()
+        // As a checkpoint in bfloat16 would be.
+        arithmetic: Arithmetic::Bfloat16,
     })?)
 }
 
