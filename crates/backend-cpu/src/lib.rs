@@ -3,6 +3,7 @@
 //! The arithmetic is in `ocelli-kernels`. What a row's result is depends neither on the number of threads nor on how
 //! work was split: threads own disjoint parts of an output, and nothing is summed across threads.
 
+mod activations;
 mod buffer;
 mod convolution;
 mod kv;
@@ -23,6 +24,7 @@ pub use ocelli_kernels::Arithmetic;
 pub use pool::Awake;
 pub use weight::CpuWeight;
 
+use activations::Waiting;
 use buffer::BufferPool;
 use pool::ThreadPool;
 
@@ -37,6 +39,7 @@ struct Shared {
     threads: ThreadPool,
     buffers: Arc<BufferPool>,
     arithmetic: Arithmetic,
+    waiting: Arc<Waiting>,
 }
 
 /// How a [`CpuBackend`] is set up.
@@ -85,9 +88,8 @@ impl CpuBackend {
             return Err(Error::ThreadCount { threads });
         }
         let threads = ThreadPool::new(threads).map_err(|source| Error::Spawn { threads, source })?;
-        Ok(Self {
-            shared: Arc::new(Shared { kernels, threads, buffers: Arc::default(), arithmetic: options.arithmetic }),
-        })
+        let (arithmetic, buffers, waiting) = (options.arithmetic, Arc::default(), Arc::default());
+        Ok(Self { shared: Arc::new(Shared { kernels, threads, buffers, arithmetic, waiting }) })
     }
 
     /// Name of the instruction set in use.

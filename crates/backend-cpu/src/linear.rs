@@ -1,12 +1,13 @@
-//! Matrix products: one parallel region for all products of the same x.
+//! Matrix products: one parallel region for all products of the same x, which is rounded once for all of them.
 
 use ocelli_backend::{Activation, Epilogue};
-use ocelli_kernels::{Matmul, MatrixMut};
+use ocelli_kernels::{Kernels, Matmul, MatrixMut, PackedDims, PackedMatrix, QuantizedMatmul, QuantizedSwiglu};
 
 use crate::CpuBackend;
+use crate::activations::Activations;
 use crate::buffer::Buffer;
-use crate::ops::{PART, with_scratch};
-use crate::weight::CpuWeight;
+use crate::ops::with_scratch;
+use crate::weight::{CpuWeight, Matrix};
 
 impl CpuBackend {
     pub(crate) fn products(
@@ -21,26 +22,58 @@ impl CpuBackend {
         if rows * outputs == 0 {
             return results;
         }
-        let problems: Vec<Matmul<'_>> =
-            products.iter().map(|(weight, epilogue)| self.problem(x, rows, weight, epilogue)).collect();
-        let inputs = problems[0].inputs;
-        let kernels = self.shared.kernels;
-        let scratch_len = problems.iter().map(|problem| kernels.matmul_scratch_len(problem)).max().unwrap_or(0);
-        let (part_rows, part_columns) = part_of_product(self.shared.threads.len(), rows, outputs);
-        let parts = problems.iter().zip(&mut results).flat_map(|(problem, result)| {
+        let inputs = products[0].0.inputs();
+        let rounded = self.rounded(x, products.iter().map(|&(weight, _)| weight));
+        let problems = products.iter().map(|(weight, epilogue)| self.problem(x, rows, weight, epilogue, &rounded));
+        let problems: Vec<Problem<'_>> = problems.collect();
+        let shape = Shape::of(products.iter().map(|&(weight, _)| weight));
+        let (part_rows, part_columns) = shape.part(self.shared.threads.len(), rows, outputs);
+        let parts = problems.iter().zip(&mut results).filter(|(_, result)| !result.is_empty());
+        let parts = parts.flat_map(|(problem, result)| {
             let tiles = MatrixMut::new(result, rows).tiles(part_rows, part_columns);
             tiles.map(move |part| (problem, part))
         });
-        self.split(rows * inputs * outputs, parts, |(problem, part)| {
-            with_scratch(scratch_len, |scratch| kernels.matmul(problem, part, scratch));
-        });
+        self.split(rows * inputs * outputs, parts, |(problem, part)| problem.compute(self.shared.kernels, part));
         results
     }
 
     pub(crate) fn gated_product(&self, x: &Buffer, rows: usize, gate: &CpuWeight, up: &CpuWeight) -> Buffer {
-        let mut results = self.products(x, rows, &[(gate, Epilogue::none()), (up, Epilogue::none())]);
-        let (up, gate) = (results.pop().expect("two products"), results.pop().expect("two products"));
-        self.silu_mul(&gate, &up)
+        let (inputs, outputs) = (gate.inputs(), gate.outputs());
+        assert_eq!([inputs, outputs], [up.inputs(), up.outputs()], "gate and up differ");
+        let mut out = self.buffer(rows * outputs);
+        if out.is_empty() {
+            return out;
+        }
+        let kernels = self.shared.kernels;
+        let cost = 2 * rows * inputs * outputs;
+        let (part_rows, part_columns) = Shape::of([gate, up]).part(self.shared.threads.len(), rows, outputs);
+        let rounded = self.rounded(x, [gate, up]);
+        if let (Matrix::Packed(gate), Matrix::Packed(up)) = (gate.matrix(), up.matrix())
+            && gate.dims() == up.dims()
+        {
+            let problem = QuantizedSwiglu { x: of_group(&rounded, gate).rows(), rows, gate, up };
+            let scratch_len = kernels.quantized_scratch_len(rows);
+            self.split(cost, MatrixMut::new(&mut out, rows).tiles(part_rows, part_columns), |part| {
+                with_scratch(scratch_len, |scratch| kernels.quantized_swiglu(&problem, part, scratch));
+            });
+            return out;
+        }
+        let [gate, up] = [gate, up].map(|weight| self.problem(x, rows, weight, &Epilogue::none(), &rounded));
+        let (mut gates, mut ups) = (self.buffer(out.len()), self.buffer(out.len()));
+        let mut tiles =
+            [&mut gates, &mut ups, &mut out].map(|values| MatrixMut::new(values, rows).tiles(part_rows, part_columns));
+        let parts = std::iter::from_fn(|| {
+            let [gates, ups, out] = &mut tiles;
+            Some([gates.next()?, ups.next()?, out.next()?])
+        });
+        self.split(cost, parts, |[mut gates, mut ups, mut out]| {
+            gate.compute(kernels, gates.reborrow());
+            up.compute(kernels, ups.reborrow());
+            for row in out.rows() {
+                kernels.silu_mul(gates.row(row), ups.row(row), out.row(row));
+            }
+        });
+        out
     }
 
     fn problem<'a>(
@@ -49,44 +82,105 @@ impl CpuBackend {
         rows: usize,
         weight: &'a CpuWeight,
         epilogue: &Epilogue<'a, Self>,
-    ) -> Matmul<'a> {
-        Matmul {
-            x,
-            rows,
-            inputs: weight.inputs(),
-            weights: weight.matrix(),
-            bias: epilogue.bias.map(|bias| &**bias),
-            activation: activation(epilogue.activation),
-            residual: epilogue.residual.map(|residual| &**residual),
-            arithmetic: self.shared.arithmetic,
+        rounded: &'a [Activations],
+    ) -> Problem<'a> {
+        let bias = epilogue.bias.map(|bias| &**bias);
+        let activation = activation(epilogue.activation);
+        let residual = epilogue.residual.map(|residual| &**residual);
+        match weight.matrix() {
+            Matrix::Float(weights) => {
+                let (inputs, arithmetic) = (weight.inputs(), self.shared.arithmetic);
+                Problem::Float(Matmul { x, rows, inputs, weights, bias, activation, residual, arithmetic })
+            }
+            Matrix::Packed(weights) => {
+                let x = of_group(rounded, weights).rows();
+                Problem::Packed(QuantizedMatmul { x, rows, weights, bias, activation, residual })
+            }
         }
     }
 
-    /// `silu(gate) * up`.
-    fn silu_mul(&self, gate: &Buffer, up: &Buffer) -> Buffer {
-        assert_eq!(gate.len(), up.len(), "products of different lengths");
-        let mut out = self.buffer(gate.len());
-        let parts = out.chunks_mut(PART).zip(gate.chunks(PART).zip(up.chunks(PART)));
-        self.split(gate.len() * 8, parts, |(out, (gate, up))| self.shared.kernels.silu_mul(gate, up, out));
-        out
+    /// x as the packed ones among these weights need it: once for every size of groups.
+    fn rounded<'a>(&self, x: &[f32], weights: impl IntoIterator<Item = &'a CpuWeight>) -> Vec<Activations> {
+        let mut rounded: Vec<Activations> = Vec::new();
+        for weight in weights {
+            let Matrix::Packed(matrix) = weight.matrix() else { continue };
+            let group = matrix.dims().group;
+            if rounded.iter().all(|rounded| rounded.group() != group) {
+                rounded.push(self.quantized(x, weight.inputs(), group));
+            }
+        }
+        rounded
     }
 }
 
-/// Rows and columns of a matrix product that a thread takes at a time: several parts per thread.
-///
-/// Few rows are never split: every part would read the same weights. Many rows are, rather than having parts so narrow
-/// that they read all of x for a few columns.
-fn part_of_product(threads: usize, rows: usize, outputs: usize) -> (usize, usize) {
-    const NARROWEST: usize = 96;
-    const LOWEST: usize = 48;
-    let parts = 4 * threads;
-    let columns = outputs.div_ceil(parts).next_multiple_of(16);
-    if rows < 2 * LOWEST || columns >= NARROWEST {
-        return (rows, columns);
-    }
-    let row_parts = parts.div_ceil(outputs.div_ceil(NARROWEST));
-    (rows.div_ceil(row_parts).next_multiple_of(12).max(LOWEST), NARROWEST)
+/// A product, of which any part can be computed.
+enum Problem<'a> {
+    Float(Matmul<'a>),
+    Packed(QuantizedMatmul<'a>),
 }
+
+impl Problem<'_> {
+    fn compute(&self, kernels: &Kernels, part: MatrixMut<'_>) {
+        let rows = part.rows().len();
+        match self {
+            Self::Float(problem) => {
+                let scratch_len = kernels.matmul_scratch_len(problem);
+                with_scratch(scratch_len, |scratch| kernels.matmul(problem, part, scratch));
+            }
+            Self::Packed(problem) => {
+                let scratch_len = kernels.quantized_scratch_len(rows);
+                with_scratch(scratch_len, |scratch| kernels.quantized_matmul(problem, part, scratch));
+            }
+        }
+    }
+}
+
+fn of_group<'a>(rounded: &'a [Activations], weights: PackedMatrix<'_>) -> &'a Activations {
+    let group = weights.dims().group;
+    rounded.iter().find(|rounded| rounded.group() == group).expect("x was rounded for every weight")
+}
+
+/// What suits the kernels of a product.
+struct Shape {
+    /// Fewer rows than that are never split: every part would read the same weights.
+    few_rows: usize,
+    /// Parts of many rows per thread.
+    parts: usize,
+    /// Columns of the narrowest part of many rows: narrower ones would read all of x for a few columns.
+    narrowest: usize,
+    /// Columns of a part of many rows are a multiple of this.
+    unit: usize,
+}
+
+impl Shape {
+    /// A panel of converted weights has 96 columns.
+    const FLOAT: Self = Self { few_rows: 2 * LOWEST, parts: 4, narrowest: 96, unit: 16 };
+    /// A register tile has up to 64 columns.
+    const PACKED: Self = Self { few_rows: 13, parts: 8, narrowest: 64, unit: 64 };
+
+    /// What suits all of some products.
+    fn of<'a>(weights: impl IntoIterator<Item = &'a CpuWeight>) -> Self {
+        let is_packed = |weight: &CpuWeight| matches!(weight.matrix(), Matrix::Packed(_));
+        if weights.into_iter().any(is_packed) { Self::PACKED } else { Self::FLOAT }
+    }
+
+    /// Rows and columns that a thread takes at a time, beginning at a whole panel of packed weights.
+    fn part(&self, threads: usize, rows: usize, outputs: usize) -> (usize, usize) {
+        if rows < self.few_rows {
+            return (rows, outputs.div_ceil(4 * threads).next_multiple_of(PackedDims::PANEL));
+        }
+        let parts = self.parts * threads;
+        let columns = outputs.div_ceil(parts);
+        if columns >= self.narrowest {
+            return (rows, columns.next_multiple_of(self.unit));
+        }
+        let row_parts = parts.div_ceil(outputs.div_ceil(self.narrowest));
+        (rows.div_ceil(row_parts).next_multiple_of(12).max(LOWEST), self.narrowest)
+    }
+}
+
+/// Rows of the lowest part of many rows.
+const LOWEST: usize = 48;
 
 pub(crate) fn activation(activation: Activation) -> ocelli_kernels::Activation {
     match activation {
@@ -99,16 +193,21 @@ pub(crate) fn activation(activation: Activation) -> ocelli_kernels::Activation {
 
 #[cfg(test)]
 mod tests {
-    use super::part_of_product;
+    use super::Shape;
 
     #[test]
     fn parts_of_a_product_suit_its_shape() {
         // Decode: whole rows, so that weights are read once.
-        assert_eq!(part_of_product(2, 1, 1536), (1, 192));
-        assert_eq!(part_of_product(16, 8, 576), (8, 16));
+        assert_eq!(Shape::FLOAT.part(2, 1, 1536), (1, 192));
+        assert_eq!(Shape::FLOAT.part(16, 8, 576), (8, 16));
+        assert_eq!(Shape::PACKED.part(2, 1, 960), (1, 128));
         // Vision on many threads: rows are split before columns get narrow.
-        assert_eq!(part_of_product(2, 1024, 768), (1024, 96));
-        assert_eq!(part_of_product(16, 1024, 768), (132, 96));
-        assert_eq!(part_of_product(64, 100, 64), (48, 96));
+        assert_eq!(Shape::FLOAT.part(2, 1024, 768), (1024, 96));
+        assert_eq!(Shape::FLOAT.part(16, 1024, 768), (132, 96));
+        assert_eq!(Shape::FLOAT.part(64, 100, 64), (48, 96));
+        assert_eq!(Shape::PACKED.part(2, 1024, 3072), (1024, 192));
+        assert_eq!(Shape::PACKED.part(2, 1024, 768), (516, 64));
+        // Two threads get as much each: 9 columns of parts would not.
+        assert_eq!(Shape::PACKED.part(2, 84, 576), (48, 64));
     }
 }

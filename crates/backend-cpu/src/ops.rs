@@ -14,7 +14,7 @@ use crate::buffer::{Aligned, Buffer};
 use crate::kv::{Contiguous, CpuKvBlocks, Paged};
 use crate::linear;
 use crate::pool::Awake;
-use crate::weight::CpuWeight;
+use crate::weight::{CpuWeight, Matrix};
 
 impl Backend for CpuBackend {
     type Buffer = Buffer;
@@ -41,7 +41,7 @@ impl Backend for CpuBackend {
     }
 
     fn weight(&self, data: WeightData) -> Result<CpuWeight, String> {
-        CpuWeight::new(data)
+        CpuWeight::new(data, &self.shared.threads)
     }
 
     fn linears(&self, x: &Buffer, rows: usize, products: &[(&CpuWeight, Epilogue<'_, Self>)]) -> Vec<Buffer> {
@@ -54,7 +54,14 @@ impl Backend for CpuBackend {
 
     fn embed(&self, table: &CpuWeight, ids: &[u32]) -> Buffer {
         let mut out = self.buffer(ids.len() * table.inputs());
-        self.shared.kernels.embed(table.matrix(), table.inputs(), ids, &mut out);
+        let inputs = table.inputs();
+        match table.matrix() {
+            Matrix::Float(matrix) => self.shared.kernels.embed(matrix, inputs, ids, &mut out),
+            Matrix::Packed(matrix) => {
+                let rows = out.chunks_exact_mut(inputs).zip(ids);
+                self.split(ids.len() * inputs, rows, |(out, &id)| matrix.dequantize_row(id as usize, out));
+            }
+        }
         out
     }
 
@@ -366,7 +373,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use ocelli_backend::Activation;
-    use ocelli_formats::{Dtype, TensorData};
+    use ocelli_formats::{CodeBits, Dtype, GroupedLayout, GroupedTensor, TensorData};
     use ocelli_testkit::Random;
 
     use super::*;
@@ -400,7 +407,12 @@ mod tests {
             };
             let kv_width = HIDDEN / HEADS * KV_HEADS;
             let (up, down, kv_proj) = (weight(500, HIDDEN), weight(HIDDEN, 300), weight(kv_width, HIDDEN));
-            let gate = weight(300, 500);
+            // Codes among floats: they must not see threads or batches either.
+            let gate = Random::new(8).values(300 * 500);
+            let gate = TensorData::from_f32(vec![300, 500], &gate).unwrap();
+            let layout = GroupedLayout::preferred(CodeBits::Four, 500);
+            let gate = GroupedTensor::quantize(&gate, layout, 0..300).unwrap().unwrap();
+            let gate = backend.weight(gate.into()).unwrap();
             Self { up, gate, down, kv_proj, norm: Random::new(2).values(HIDDEN) }
         }
 

@@ -50,11 +50,16 @@ impl<'a> MatrixMut<'a> {
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(self.rows.contains(&row), "row {row} is not in {:?}", self.rows);
         // SAFETY: the range lies within the matrix that `new` borrowed, and within this view's rectangle, which no
-        // other view overlaps (`take_rows` and `tiles` only cut); `&mut self` keeps it borrowed.
+        // other view overlaps (`take_rows` and `tiles` only cut, `reborrow` lends); `&mut self` keeps it borrowed.
         unsafe {
             let first = self.base.add(row * self.width + self.columns.start);
             std::slice::from_raw_parts_mut(first, self.columns.len())
         }
+    }
+
+    /// The same rectangle for a while.
+    pub fn reborrow(&mut self) -> MatrixMut<'_> {
+        self.part(self.rows(), self.columns())
     }
 
     /// Cuts the first `count` rows off.
