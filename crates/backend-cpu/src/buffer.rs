@@ -59,6 +59,11 @@ impl BufferPool {
         Buffer { memory, len, pool: Arc::clone(self) }
     }
 
+    /// The most bytes that were in use at a time so far.
+    pub(crate) fn most_bytes(&self) -> usize {
+        self.state().most_in_use * size_of::<f32>()
+    }
+
     /// How often memory had to be asked of the system so far.
     #[cfg(test)]
     pub(crate) fn allocations(&self) -> usize {

@@ -30,6 +30,10 @@ impl Backend for CpuBackend {
         self.shared.threads.keep_awake()
     }
 
+    fn most_activation_bytes(&self) -> usize {
+        self.shared.buffers.most_bytes()
+    }
+
     fn upload(&self, values: &[f32]) -> Buffer {
         let mut out = self.buffer(values.len());
         out.copy_from_slice(values);

@@ -26,6 +26,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// nothing to do stays awake between them. Results are the same without it.
     fn begin_step(&self) -> Self::StepGuard;
 
+    /// Bytes that activations took when they took most; 0 where the device does not count.
+    fn most_activation_bytes(&self) -> usize {
+        0
+    }
+
     /// Moves values to the device.
     fn upload(&self, values: &[f32]) -> Self::Buffer;
 

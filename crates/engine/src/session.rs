@@ -23,6 +23,9 @@ pub trait Session: Send {
     /// Bytes of keys and values per token.
     fn kv_bytes_per_token(&self) -> usize;
 
+    /// Bytes that activations took when they took most, so far.
+    fn most_activation_bytes(&self) -> usize;
+
     /// The token that stands for one image feature; `None` for a text model.
     fn image_token_id(&self) -> Option<u32>;
 
@@ -194,6 +197,10 @@ impl<B: Backend> Session for ModelSession<B> {
 
     fn kv_bytes_per_token(&self) -> usize {
         self.model.kv_shape().bytes_per_token()
+    }
+
+    fn most_activation_bytes(&self) -> usize {
+        self.backend.most_activation_bytes()
     }
 
     fn image_token_id(&self) -> Option<u32> {
