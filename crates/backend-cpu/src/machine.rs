@@ -103,7 +103,8 @@ fn matrix(weights: &str) -> WeightData {
     let [inputs, outputs] = PRODUCT_SHAPE;
     let values = |rows: usize| (0..rows * inputs).map(|idx| (idx % 127) as f32 / 64.0 - 1.0);
     let floats = |dtype, bytes: Vec<u8>| {
-        TensorData::new(dtype, vec![outputs, inputs], SharedBytes::from(bytes)).expect("as many bytes as the shape says")
+        TensorData::new(dtype, vec![outputs, inputs], SharedBytes::from(bytes))
+            .expect("as many bytes as the shape says")
     };
     let codes = |bits| {
         // A few rows, again and again: speed does not depend on the values.

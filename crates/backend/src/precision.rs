@@ -23,6 +23,17 @@ pub enum Quant {
     Q4,
 }
 
+impl Quant {
+    /// `none`, `q8` or `q4`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
+        }
+    }
+}
+
 /// How a model's weights are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Precision {

@@ -119,6 +119,20 @@ pub enum Error {
         /// This run's hash.
         got: String,
     },
+    /// A sequence that was decoded together with others gave other tokens than alone.
+    #[error(
+        "sequence {sequence} of {batch} decoded together gave other tokens than alone (hash {got}, expected {expected})"
+    )]
+    BatchDiffers {
+        /// Number of the sequence, from 1.
+        sequence: usize,
+        /// How many there were.
+        batch: usize,
+        /// The hash of the tokens alone.
+        expected: String,
+        /// This sequence's hash.
+        got: String,
+    },
     /// A file of a parity folder or the embedded held-out set is missing or is not what it should be.
     #[error("{}: {reason}", path.display())]
     Reference {
@@ -147,7 +161,9 @@ impl Error {
             Self::AlreadyQuantized { .. } => {
                 "load it as it is, without --quant, or take the original checkpoint in float32, bfloat16 or float16"
             }
-            Self::Unrepeatable { .. } => "this is a bug; please report it with the command line",
+            Self::Unrepeatable { .. } | Self::BatchDiffers { .. } => {
+                "this is a bug; please report it with the command line"
+            }
             Self::Panicked { .. } => "this is a bug; please report it with the request that caused it",
             _ => return None,
         };

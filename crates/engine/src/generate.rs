@@ -2,10 +2,10 @@
 //!
 //! Invariant: whatever happens, every sequence that was started here is ended here.
 
-mod beam;
+pub(crate) mod beam;
 mod logits;
 mod random;
-mod rules;
+pub(crate) mod rules;
 mod sampler;
 mod stop;
 

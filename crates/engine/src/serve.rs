@@ -233,6 +233,9 @@ mod tests {
         fn kv_bytes_per_token(&self) -> usize {
             self.inner.kv_bytes_per_token()
         }
+        fn most_activation_bytes(&self) -> usize {
+            self.inner.most_activation_bytes()
+        }
         fn image_token_id(&self) -> Option<u32> {
             self.inner.image_token_id()
         }

@@ -23,6 +23,7 @@ Examples:
   ocelli bench --random-weights smolvlm-256m --prompt-tokens 20 --max-tokens 64 --threads 2
   ocelli bench --random-weights qwen2.5-1.5b --quant q4 --prompt-tokens 512 --json > before.json
   ocelli bench --random-weights qwen2.5-1.5b --quant q4 --prompt-tokens 512 --compare before.json
+  ocelli bench --random-weights smolvlm-256m --image-size 224 --max-tokens 20 --plot stages.svg
   ocelli bench --machine")]
 pub(crate) struct BenchArgs {
     /// A model's folder, its id in the Hugging Face cache, or `demo` for the built-in model [default: demo]
@@ -65,13 +66,25 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) warmup: usize,
 
-    /// Measure the machine's limits, too; without a model, only them
+    /// Search with N beams, too, in every run
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive, hide_default_value = true)]
+    pub(crate) beams: usize,
+
+    /// Decode N sequences at once, too, in every run
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive, hide_default_value = true)]
+    pub(crate) batch: usize,
+
+    /// Measure matrix products, too, next to the machine's limits; without a model, only the machine
     #[arg(long)]
     pub(crate) machine: bool,
 
     /// Compare with what an earlier --json gave: ratios of the medians
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) compare: Option<PathBuf>,
+
+    /// Draw the stages of every run (or, with --compare, of the medians) as an SVG picture
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) plot: Option<PathBuf>,
 
     /// Print a JSON object with everything
     #[arg(long, group = "form")]

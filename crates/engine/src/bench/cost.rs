@@ -9,11 +9,13 @@
 pub(crate) struct Cost {
     /// Numbers in the matrices of the vision tower, and pixels along an edge of its patches.
     tower: u64,
+    tower_bytes: u64,
     patch: u64,
     /// Width of the tower's attention, added up over its layers.
     tower_attention: u64,
     connector: u64,
     decoder: u64,
+    decoder_bytes: u64,
     decoder_attention: u64,
     head: u64,
     /// Bytes of the matrices that every token needs: decoder and head.
@@ -34,6 +36,7 @@ impl Cost {
                 }
                 if !name.ends_with("position_embedding.weight") {
                     cost.tower += numbers;
+                    cost.tower_bytes += bytes;
                     cost.tower_attention += attention;
                 }
             } else if name.contains("connector") {
@@ -45,13 +48,13 @@ impl Cost {
             } else {
                 cost.decoder += numbers;
                 cost.decoder_attention += attention;
-                cost.bytes_per_token += bytes;
+                cost.decoder_bytes += bytes;
             }
         }
         // Without a head of its own, the table of embeddings is the head.
         let (numbers, bytes) = head.unwrap_or(embedding);
         cost.head = numbers;
-        cost.bytes_per_token += bytes;
+        cost.bytes_per_token = cost.decoder_bytes + bytes;
         cost
     }
 
@@ -70,6 +73,16 @@ impl Cost {
         let tokens = tokens as f64;
         let pairs = tokens * (tokens + 1.0) / 2.0;
         2.0 * (self.decoder as f64 * tokens + self.head as f64) + 4.0 * pairs * self.decoder_attention as f64
+    }
+
+    /// Bytes that a number in the tower's matrices takes.
+    pub(crate) fn tower_bytes_per_weight(&self) -> f64 {
+        self.tower_bytes as f64 / self.tower.max(1) as f64
+    }
+
+    /// Bytes that a number in the decoder's matrices (without embeddings) takes.
+    pub(crate) fn decoder_bytes_per_weight(&self) -> f64 {
+        self.decoder_bytes as f64 / self.decoder.max(1) as f64
     }
 
     /// Bytes of weights that a decoding step reads.
@@ -99,6 +112,7 @@ mod tests {
         assert_eq!(cost.vision_flops(2, [4, 5], 2), 2.0 * (2.0 * 160.0 * 4.0 + 4.0 * 16.0 * 8.0) + 2.0 * 128.0 * 2.0);
         assert_eq!(cost.prefill_flops(3), 2.0 * (16.0 * 3.0 + 40.0) + 4.0 * 6.0 * 4.0);
         assert_eq!(cost.bytes_per_token(), 192.0);
+        assert_eq!((cost.tower_bytes_per_weight(), cost.decoder_bytes_per_weight()), (2.0, 2.0));
         let tied = Cost::of(tensors.into_iter().take(7));
         assert_eq!((tied.bytes_per_token(), tied.prefill_flops(3)), (112.0, cost.prefill_flops(3)));
     }

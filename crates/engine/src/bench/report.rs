@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::BenchOptions;
-use super::machine::{Load, Machine, peak_memory};
-use super::subject::Subject;
+use super::busy::Load;
+use super::machine::{Machine, Share, file_memory, peak_memory};
+use super::subject::{Loads, Subject};
+use super::{BenchOptions, sequences};
 
 /// Everything about one measurement.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,8 +18,12 @@ pub struct Report {
     pub model_type: String,
     /// Numbers in its weights.
     pub parameters: u64,
-    /// The type of most of them.
+    /// The type of most of them as stored.
     pub dtype: String,
+    /// What the decoder's matrices were made when they were loaded: `none`, `q8`, `q4`.
+    pub quant: &'static str,
+    /// What the vision tower's matrices were made.
+    pub quant_vision: &'static str,
     /// Where they are: a mapped file (read when first touched), or memory.
     pub weights_in: &'static str,
     /// Instruction set.
@@ -35,12 +40,15 @@ pub struct Report {
     pub prompt_tokens: usize,
     /// Tokens of every answer.
     pub completion_tokens: usize,
+    /// Beams of every run's search; 1 for none.
+    pub beams: usize,
+    /// Sequences that every run decoded at once; 1 for none.
+    pub batch: usize,
     /// Runs before those that count.
     pub warmup: usize,
-    /// Milliseconds of the first load; of building, for random weights.
-    pub load_ms: f64,
-    /// Milliseconds of loading the same files once more.
-    pub second_load_ms: Option<f64>,
+    /// How long loading takes.
+    #[serde(flatten)]
+    pub loads: Loads,
     /// Every run.
     pub runs: Vec<Run>,
     /// By name of a figure of [`FIGURES`].
@@ -53,17 +61,17 @@ pub struct Report {
     pub load: Load,
     /// The work per second, by the medians.
     pub utilisation: Utilisation,
-    /// The machine's limits, where they were measured.
-    pub machine: Option<Machine>,
+    /// The machine's limits.
+    pub machine: Machine,
 }
 
-/// One run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One run. What it did not have is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Run {
     /// From pixels to the tower's input.
-    pub preprocess_ms: f64,
+    pub preprocess_ms: Option<f64>,
     /// Vision tower and connector.
-    pub vision_ms: f64,
+    pub vision_ms: Option<f64>,
     /// The whole prompt, to its first token.
     pub prefill_ms: f64,
     /// Prompt tokens over `prefill_ms`.
@@ -71,9 +79,15 @@ pub struct Run {
     /// From pixels to the first token.
     pub ttft_ms: f64,
     /// All tokens after the first.
-    pub decode_ms: f64,
-    /// Tokens after the first over `decode_ms`; 0 when there are none.
-    pub tokens_per_second: f64,
+    pub decode_ms: Option<f64>,
+    /// Tokens after the first over `decode_ms`.
+    pub tokens_per_second: Option<f64>,
+    /// From pixels to the 20th token.
+    pub narration_ms: Option<f64>,
+    /// Tokens of an answer over the time of the beam search for it, from the prompt's logits.
+    pub beam_tokens_per_second: Option<f64>,
+    /// Tokens after the first of all sequences together over the time of decoding them at once.
+    pub batch_tokens_per_second: Option<f64>,
     /// Of the tokens.
     pub output_hash: String,
 }
@@ -88,22 +102,31 @@ pub struct Figure {
     /// Whether more is better.
     pub more_is_better: bool,
     /// Reads it.
-    pub of: fn(&Run) -> f64,
+    pub of: fn(&Run) -> Option<f64>,
+}
+
+impl Figure {
+    const fn time(name: &'static str, of: fn(&Run) -> Option<f64>) -> Self {
+        Self { name, unit: "ms", more_is_better: false, of }
+    }
+
+    const fn speed(name: &'static str, of: fn(&Run) -> Option<f64>) -> Self {
+        Self { name, unit: "tokens/s", more_is_better: true, of }
+    }
 }
 
 /// All figures of a run, in their order in time.
 pub const FIGURES: &[Figure] = &[
-    Figure { name: "preprocess_ms", unit: "ms", more_is_better: false, of: |run| run.preprocess_ms },
-    Figure { name: "vision_ms", unit: "ms", more_is_better: false, of: |run| run.vision_ms },
-    Figure { name: "prefill_ms", unit: "ms", more_is_better: false, of: |run| run.prefill_ms },
-    Figure {
-        name: "prefill_tokens_per_second",
-        unit: "tokens/s",
-        more_is_better: true,
-        of: |run| run.prefill_tokens_per_second,
-    },
-    Figure { name: "ttft_ms", unit: "ms", more_is_better: false, of: |run| run.ttft_ms },
-    Figure { name: "tokens_per_second", unit: "tokens/s", more_is_better: true, of: |run| run.tokens_per_second },
+    Figure::time("preprocess_ms", |run| run.preprocess_ms),
+    Figure::time("vision_ms", |run| run.vision_ms),
+    Figure::time("prefill_ms", |run| Some(run.prefill_ms)),
+    Figure::speed("prefill_tokens_per_second", |run| Some(run.prefill_tokens_per_second)),
+    Figure::time("ttft_ms", |run| Some(run.ttft_ms)),
+    Figure::time("decode_ms", |run| run.decode_ms),
+    Figure::speed("tokens_per_second", |run| run.tokens_per_second),
+    Figure::time("narration_ms", |run| run.narration_ms),
+    Figure::speed("beam_tokens_per_second", |run| run.beam_tokens_per_second),
+    Figure::speed("batch_tokens_per_second", |run| run.batch_tokens_per_second),
 ];
 
 /// Statistics of one figure over all runs.
@@ -124,28 +147,46 @@ pub struct Spread {
 /// Bytes of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// The most that was held at a time, files that are mapped included; `None` where the system does not say.
+    /// The most that was held at a time, loading included; `None` where the system does not say.
     pub peak_rss_bytes: Option<u64>,
+    /// The most while loading.
+    pub load_peak_rss_bytes: Option<u64>,
+    /// The most from the first run on.
+    pub run_peak_rss_bytes: Option<u64>,
+    /// What of it are pages of mapped files, at the end.
+    pub file_bytes: Option<u64>,
     /// All weights.
     pub weight_bytes: u64,
-    /// Keys and values at the end of a run.
+    /// Keys and values at the end of a run, of all its sequences.
     pub kv_bytes: u64,
-    /// The peak without these: activations, the program, the tokenizer. 0 when not all weights were ever touched.
+    /// Activations when they took most.
+    pub activation_bytes: u64,
+    /// The picture as the tower gets it.
+    pub picture_bytes: u64,
+    /// The peak of the runs without these: the program, the tokenizer, caches. 0 when not all weights were ever touched.
     pub rest_bytes: Option<u64>,
 }
 
-/// Work per second, by the shapes of the weights and the median times. How it is counted is told in
-/// `benchmarks/README.md`.
+/// Work per second, by the shapes of the weights and the median times, next to what limits it. How it is counted is told
+/// in `benchmarks/README.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Utilisation {
-    /// Operations of the vision tower and the prefill over their time.
-    pub prompt_flops: f64,
-    /// Bytes of weights that decoding reads in a second; 0 when nothing is decoded.
-    pub decode_bytes_per_second: f64,
-    /// `prompt_flops` over the machine's limit, where that was measured.
-    pub prompt_share: Option<f64>,
-    /// `decode_bytes_per_second` over the machine's limit. Above 1 when the weights fit into caches.
-    pub decode_share: Option<f64>,
+    /// Operations of the vision tower and the connector over their time.
+    pub vision: Option<Work>,
+    /// Operations of the prefill over its time.
+    pub prefill: Work,
+    /// Bytes of weights that decoding reads over its time. The share is above 1 when the weights fit into caches.
+    pub decode: Option<Work>,
+}
+
+/// Operations or bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Work {
+    /// How many per second.
+    pub per_second: f64,
+    /// Next to the machine's limit.
+    #[serde(flatten)]
+    pub share: Share,
 }
 
 impl Report {
@@ -154,20 +195,20 @@ impl Report {
         options: &BenchOptions,
         prompt_tokens: usize,
         runs: Vec<Run>,
-        load: Load,
+        (load, load_peak, machine): (Load, Option<u64>, Machine),
     ) -> Self {
-        let summary: BTreeMap<_, _> = FIGURES
-            .iter()
-            .filter_map(|figure| Some((figure.name, Spread::of(&runs.iter().map(figure.of).collect::<Vec<_>>())?)))
-            .collect();
+        let spread = |figure: &Figure| Spread::of(&runs.iter().filter_map(figure.of).collect::<Vec<_>>());
+        let summary: BTreeMap<_, _> =
+            FIGURES.iter().filter_map(|figure| Some((figure.name, spread(figure)?))).collect();
         let info = &subject.info;
-        let kv_tokens = prompt_tokens + options.max_tokens - 1;
         let shape = subject.shape.as_ref();
         Self {
             model: info.label.clone(),
             model_type: info.model_type.clone(),
             parameters: info.parameters,
             dtype: info.dtype.clone(),
+            quant: options.engine.quant.name(),
+            quant_vision: options.engine.quant_vision.name(),
             weights_in: subject.weights_in,
             isa: subject.isa,
             threads: subject.threads,
@@ -176,24 +217,18 @@ impl Report {
             vision_tokens: shape.map_or(0, |image| image.vision_tokens),
             prompt_tokens,
             completion_tokens: options.max_tokens,
+            beams: options.beams,
+            batch: options.batch,
             warmup: options.warmup,
-            load_ms: subject.load_ms,
-            second_load_ms: subject.second_load_ms,
-            utilisation: Utilisation::of(subject, prompt_tokens, &summary),
+            loads: subject.loads,
+            utilisation: Utilisation::of(subject, prompt_tokens, &summary, &machine),
             output_hash: runs.first().map(|run| run.output_hash.clone()).unwrap_or_default(),
+            memory: Memory::now(subject, (prompt_tokens + options.max_tokens - 1) * sequences(options), load_peak),
             runs,
             summary,
-            memory: Memory::now(info.weight_bytes, (kv_tokens * info.kv_bytes_per_token) as u64),
             load,
-            machine: None,
+            machine,
         }
-    }
-
-    pub(crate) fn with_machine(mut self, machine: Machine) -> Self {
-        self.utilisation.prompt_share = Some(self.utilisation.prompt_flops / machine.f32_flops);
-        self.utilisation.decode_share = Some(self.utilisation.decode_bytes_per_second / machine.read_bytes_per_second);
-        self.machine = Some(machine);
-        self
     }
 }
 
@@ -214,26 +249,51 @@ impl Spread {
 }
 
 impl Memory {
-    fn now(weight_bytes: u64, kv_bytes: u64) -> Self {
-        let peak_rss_bytes = peak_memory();
-        let rest_bytes = peak_rss_bytes.map(|peak| peak.saturating_sub(weight_bytes).saturating_sub(kv_bytes));
-        Self { peak_rss_bytes, weight_bytes, kv_bytes, rest_bytes }
+    fn now(subject: &Subject, kv_tokens: usize, load_peak_rss_bytes: Option<u64>) -> Self {
+        let info = &subject.info;
+        let run_peak_rss_bytes = peak_memory();
+        let kv_bytes = (kv_tokens * info.kv_bytes_per_token) as u64;
+        let activation_bytes = subject.session.most_activation_bytes() as u64;
+        let picture = subject.shape.as_ref().map_or(0, |image| size_of_val(&image.pixel_values[..]));
+        let known = info.weight_bytes + kv_bytes + activation_bytes + picture as u64;
+        Self {
+            peak_rss_bytes: run_peak_rss_bytes.max(load_peak_rss_bytes),
+            load_peak_rss_bytes,
+            run_peak_rss_bytes,
+            file_bytes: file_memory(),
+            weight_bytes: info.weight_bytes,
+            kv_bytes,
+            activation_bytes,
+            picture_bytes: picture as u64,
+            rest_bytes: run_peak_rss_bytes.map(|peak| peak.saturating_sub(known)),
+        }
     }
 }
 
 impl Utilisation {
-    fn of(subject: &Subject, prompt_tokens: usize, summary: &BTreeMap<&'static str, Spread>) -> Self {
-        let median = |name| summary.get(name).map_or(0.0, |spread| spread.median);
-        let vision = subject.shape.as_ref().map_or(0.0, |image| {
-            subject.cost.vision_flops(image.n_tiles, [image.height, image.width], image.vision_tokens)
+    fn of(
+        subject: &Subject,
+        prompt_tokens: usize,
+        summary: &BTreeMap<&'static str, Spread>,
+        machine: &Machine,
+    ) -> Self {
+        let cost = &subject.cost;
+        let median = |name| summary.get(name).map(|spread| spread.median);
+        let work = |operations: f64, milliseconds: f64, bytes_per_weight| {
+            let per_second = operations / milliseconds * 1e3;
+            Work { per_second, share: machine.arithmetic(per_second, bytes_per_weight) }
+        };
+        let vision = subject.shape.as_ref().zip(median("vision_ms")).map(|(image, spent)| {
+            let operations = cost.vision_flops(image.n_tiles, [image.height, image.width], image.vision_tokens);
+            work(operations, spent, cost.tower_bytes_per_weight())
         });
-        let flops = vision + subject.cost.prefill_flops(prompt_tokens);
-        Self {
-            prompt_flops: flops / (median("vision_ms") + median("prefill_ms")) * 1e3,
-            decode_bytes_per_second: subject.cost.bytes_per_token() * median("tokens_per_second"),
-            prompt_share: None,
-            decode_share: None,
-        }
+        let decode = median("tokens_per_second").map(|tokens| {
+            let per_second = cost.bytes_per_token() * tokens;
+            Work { per_second, share: machine.reading(per_second) }
+        });
+        let spent = median("prefill_ms").unwrap_or(f64::NAN);
+        let prefill = work(cost.prefill_flops(prompt_tokens), spent, cost.decoder_bytes_per_weight());
+        Self { vision, prefill, decode }
     }
 }
 

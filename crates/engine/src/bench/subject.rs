@@ -6,13 +6,15 @@ use ocelli_backend::{Held, RandomWeights, WeightSource};
 use ocelli_backend_cpu::{Arithmetic, CpuBackend, CpuOptions};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
 use ocelli_processors::{Detail, Image, PreparedImage, Processor};
+use serde::Serialize;
 
 use super::cost::Cost;
-use super::{BenchModel, BenchOptions, Picture, noise, published};
+use super::{BenchModel, BenchOptions, Picture, noise, pages, passes, published};
 use crate::error::{Error, Result};
 use crate::info::{GenerationConfig, ModelInfo};
 use crate::loaded::LoadedModel;
 use crate::memory;
+use crate::options::EngineOptions;
 use crate::plan::Plan;
 use crate::session::{ModelSession, Session};
 
@@ -23,14 +25,27 @@ pub(crate) struct Subject {
     pub(crate) cost: Cost,
     /// Where the weights are, for people.
     pub(crate) weights_in: &'static str,
-    pub(crate) load_ms: f64,
-    /// Of the same files once more.
-    pub(crate) second_load_ms: Option<f64>,
+    pub(crate) loads: Loads,
     pub(crate) threads: usize,
     pub(crate) isa: &'static str,
     picture: Source,
     /// The picture as the tower gets it; `None` without a picture.
     pub(crate) shape: Option<PreparedImage>,
+}
+
+/// How long loading takes, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Loads {
+    /// The first load, whatever the system then held in memory; of building, for random weights.
+    pub load_ms: f64,
+    /// After the system was asked to drop the files from memory; `None` where it cannot be asked.
+    pub cold_load_ms: Option<f64>,
+    /// The same up to the first token of an answer: weights that are mapped are read when they are needed.
+    pub cold_ready_ms: Option<f64>,
+    /// With everything in memory.
+    pub warm_load_ms: Option<f64>,
+    /// The same up to the first token.
+    pub warm_ready_ms: Option<f64>,
 }
 
 /// How the picture of a run comes about.
@@ -45,21 +60,49 @@ enum Source {
 impl Subject {
     pub(crate) fn load(model: BenchModel<'_>, options: &BenchOptions) -> Result<Self> {
         // A backend of its own: it tells what the options come to, and costs only sleeping threads.
-        let backend = backend(options)?;
+        let backend = backend(&options.engine)?;
         let (threads, isa) = (backend.threads(), backend.isa());
         let mut subject = match model {
-            BenchModel::Files(files) => Self::of_files(files, options, threads, isa)?,
+            BenchModel::Files(files) => Self::of_files(files, options, (threads, isa))?,
             BenchModel::Random(name) => Self::random(name, &published::config(name)?, options)?,
         };
         subject.shape = subject.prepare()?;
         Ok(subject)
     }
 
-    /// Loads the files twice: the first time may find them on the disk only, the second time they are in memory.
-    fn of_files(files: &ModelFiles, options: &BenchOptions, threads: usize, isa: &'static str) -> Result<Self> {
-        let first = LoadedModel::load(files, &options.engine)?;
-        let load_ms = first.load_ms;
-        drop(first);
+    /// Loads the files three times: as they are, from the disk, from memory. The last one stays.
+    fn of_files(files: &ModelFiles, options: &BenchOptions, processor: (usize, &'static str)) -> Result<Self> {
+        let open = || Self::open(files, options, processor);
+        let first = open()?.loads;
+        let cold = if pages::forget(files) {
+            let mut cold = open()?;
+            Some((cold.loads.load_ms, cold.first_token_ms(options)?))
+        } else {
+            None
+        };
+        let mut warm = open()?;
+        let warm_load_ms = warm.loads.load_ms;
+        let warm_first_ms = warm.first_token_ms(options)?;
+        warm.loads = Loads {
+            load_ms: first.load_ms,
+            cold_load_ms: cold.map(|(load, _)| load),
+            cold_ready_ms: cold.map(|(load, first)| load + first),
+            warm_load_ms: Some(warm_load_ms),
+            warm_ready_ms: Some(warm_load_ms + warm_first_ms),
+        };
+        Ok(warm)
+    }
+
+    /// Milliseconds of an answer of one token.
+    fn first_token_ms(&mut self, options: &BenchOptions) -> Result<f64> {
+        self.shape = self.prepare()?;
+        let ids = self.prompt(options.prompt_tokens);
+        let options = BenchOptions { max_tokens: 1, beams: 1, batch: 1, ..options.clone() };
+        super::check_room(self, &options, ids.len())?;
+        Ok(passes::measure(self, &ids, &options)?.ttft_ms)
+    }
+
+    fn open(files: &ModelFiles, options: &BenchOptions, (threads, isa): (usize, &'static str)) -> Result<Self> {
         let loaded = LoadedModel::load(files, &options.engine)?;
         let checkpoint = Checkpoint::open(files)?;
         let mut tensors = checkpoint.names().filter_map(|name| checkpoint.tensor(name));
@@ -81,8 +124,7 @@ impl Subject {
             session: loaded.session,
             cost,
             weights_in: if is_mapped { "mapped file" } else { "memory" },
-            load_ms,
-            second_load_ms: Some(loaded.load_ms),
+            loads: Loads { load_ms: loaded.load_ms, ..Loads::default() },
             threads,
             isa,
             picture,
@@ -95,7 +137,7 @@ impl Subject {
         let start = Instant::now();
         let available = options.engine.memory_limit.or_else(memory::available).unwrap_or(u64::MAX);
         let weights = RandomWeights::new(1);
-        let backend = backend(options)?;
+        let backend = backend(&options.engine)?;
         let (threads, isa) = (backend.threads(), backend.isa());
         let source = WeightSource::from(&weights).with_precision(options.engine.precision()).on_threads(threads);
         let plan = Plan::make(&backend, config, source)?;
@@ -116,7 +158,8 @@ impl Subject {
         };
         let session = Box::new(session);
         let weights_in = "memory (random values)";
-        Ok(Self { info, session, cost, weights_in, load_ms, second_load_ms: None, threads, isa, picture, shape: None })
+        let loads = Loads { load_ms, ..Loads::default() };
+        Ok(Self { info, session, cost, weights_in, loads, threads, isa, picture, shape: None })
     }
 
     /// The picture as the tower gets it, made anew.
@@ -138,10 +181,11 @@ impl Subject {
     }
 }
 
-fn backend(options: &BenchOptions) -> Result<CpuBackend> {
+/// What the options come to.
+pub(crate) fn backend(options: &EngineOptions) -> Result<CpuBackend> {
     Ok(CpuBackend::new(CpuOptions {
-        threads: options.engine.threads,
-        isa: options.engine.isa.clone(),
+        threads: options.threads,
+        isa: options.isa.clone(),
         // As a checkpoint in bfloat16 would be.
         arithmetic: Arithmetic::Bfloat16,
     })?)

@@ -15,7 +15,9 @@ fn options() -> BenchOptions {
         max_tokens: 4,
         runs: 2,
         warmup: 1,
-        machine: false,
+        beams: 1,
+        batch: 1,
+        products: false,
     }
 }
 
@@ -50,10 +52,14 @@ fn the_demo_model_is_measured() {
     assert_eq!((report.runs.len(), report.prompt_tokens - report.vision_tokens), (2, 5));
     assert!(report.vision_tokens > 0 && report.runs.iter().all(|run| run.output_hash == report.output_hash));
     assert!(report.summary.values().all(|spread| spread.min > 0.0 && spread.median <= spread.max));
-    assert!(report.second_load_ms.is_some() && report.utilisation.prompt_flops > 0.0);
+    assert!(report.loads.warm_ready_ms > report.loads.warm_load_ms && report.loads.cold_load_ms.is_none());
+    let work = report.utilisation;
+    assert!(work.vision.unwrap().per_second > 0.0 && work.prefill.share.share > 0.0 && work.decode.is_some());
+    assert!(report.memory.activation_bytes > 0 && report.memory.picture_bytes > 0, "{:?}", report.memory);
     let without = BenchOptions { picture: Picture::None, ..options() };
     let report = run(BenchModel::Files(&files), &without, &mut |_, _| {}).unwrap();
-    assert_eq!((report.prompt_tokens, report.runs[0].vision_ms), (5, 0.0));
+    assert_eq!((report.prompt_tokens, report.runs[0].vision_ms), (5, None));
+    assert!(report.utilisation.vision.is_none() && !report.summary.contains_key("preprocess_ms"));
 }
 
 #[test]
@@ -61,10 +67,37 @@ fn random_weights_make_a_model_that_answers() {
     let mut subject = random(&options()).unwrap();
     let ids = subject.prompt(5);
     assert_eq!(ids.len(), 4 + 5);
-    let first = measure(&mut subject, &ids, 6).unwrap();
-    assert_eq!(measure(&mut subject, &ids, 6).unwrap().output_hash, first.output_hash);
-    assert_eq!(measure(&mut random(&options()).unwrap(), &ids, 6).unwrap().output_hash, first.output_hash);
+    let first = measure(&mut subject, &ids, &options()).unwrap();
+    assert_eq!(measure(&mut subject, &ids, &options()).unwrap().output_hash, first.output_hash);
+    assert_eq!(measure(&mut random(&options()).unwrap(), &ids, &options()).unwrap().output_hash, first.output_hash);
     assert!(subject.session.is_empty());
+    assert!(first.narration_ms.is_none() && first.beam_tokens_per_second.is_none());
+}
+
+#[test]
+fn beams_and_batches_and_narrations_are_measured_when_asked_for() {
+    let options = BenchOptions { beams: 3, batch: 2, max_tokens: 20, ..options() };
+    let mut subject = random(&options).unwrap();
+    let ids = subject.prompt(5);
+    let run = measure(&mut subject, &ids, &options).unwrap();
+    assert!(run.beam_tokens_per_second > Some(0.0) && run.batch_tokens_per_second > Some(0.0), "{run:?}");
+    assert!(run.narration_ms > Some(run.ttft_ms), "{run:?}");
+    assert!(subject.session.is_empty());
+    let one = BenchOptions { max_tokens: 1, ..options };
+    let run = measure(&mut subject, &ids, &one).unwrap();
+    assert_eq!((run.decode_ms, run.tokens_per_second, run.batch_tokens_per_second), (None, None, None));
+    assert!(subject.session.is_empty());
+}
+
+#[test]
+fn a_model_on_a_disk_is_loaded_cold_and_warm() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/qwen2");
+    let files = ModelFiles::open(folder).unwrap();
+    let report = run(BenchModel::Files(&files), &options(), &mut |_, _| {}).unwrap();
+    let Loads { load_ms, cold_load_ms, cold_ready_ms, warm_load_ms, warm_ready_ms } = report.loads;
+    assert!(load_ms > 0.0 && warm_load_ms > Some(0.0) && warm_ready_ms > warm_load_ms, "{:?}", report.loads);
+    assert_eq!(cold_load_ms.is_some(), cfg!(target_os = "linux"));
+    assert_eq!(cold_ready_ms > cold_load_ms, cfg!(target_os = "linux"), "{:?}", report.loads);
 }
 
 #[test]
@@ -92,20 +125,20 @@ fn options_that_measure_nothing_are_errors() {
     let none = BenchOptions { runs: 0, ..options() };
     let error = run(BenchModel::Random("smolvlm-256m"), &none, &mut |_, _| {}).unwrap_err();
     assert_eq!(error.to_string(), "runs is 0, expected at least 1");
+    let none = BenchOptions { beams: 0, ..options() };
+    let error = run(BenchModel::Random("smolvlm-256m"), &none, &mut |_, _| {}).unwrap_err();
+    assert_eq!(error.to_string(), "beams is 0, expected at least 1");
     let error = run(BenchModel::Random("nothing"), &options(), &mut |_, _| {}).unwrap_err();
     assert!(error.to_string().starts_with("random_weights is nothing"), "{error}");
-}
-
-#[test]
-fn hashes_tell_answers_apart() {
-    assert_eq!(hash(&[1, 2]), hash(&[1, 2]));
-    assert_ne!(hash(&[1, 2]), hash(&[2, 1]));
-    assert_eq!(hash(&[]).len(), 16);
 }
 
 #[test]
 fn runs_that_differ_are_a_bug_to_report() {
     let error = Error::Unrepeatable { run: 2, expected: "a".into(), got: "b".into() };
     assert_eq!(error.to_string(), "run 2 gave other tokens than the first one (hash b, expected a)");
+    assert!(error.hint().unwrap().contains("report"));
+    let error = Error::BatchDiffers { sequence: 2, batch: 4, expected: "a".into(), got: "b".into() };
+    let message = "sequence 2 of 4 decoded together gave other tokens than alone (hash b, expected a)";
+    assert_eq!(error.to_string(), message);
     assert!(error.hint().unwrap().contains("report"));
 }

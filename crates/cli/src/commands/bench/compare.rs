@@ -1,41 +1,40 @@
 //! `--compare`: the medians next to those of an earlier `--json`.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
 use anyhow::Context;
 use ocelli_engine::bench::{FIGURES, Report};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::table::number;
-use crate::exit::Failure;
+use super::table::{number, singles};
+use crate::exit::{Exit, Failure};
 
-/// What is read of an earlier report.
-#[derive(Debug, Deserialize)]
+/// An earlier report.
+#[derive(Debug)]
 pub(super) struct Earlier {
-    #[serde(skip)]
     file: String,
-    #[serde(flatten)]
     conditions: Conditions,
-    summary: BTreeMap<String, EarlierSpread>,
-}
-
-#[derive(Debug, Deserialize)]
-struct EarlierSpread {
-    median: f64,
+    value: Value,
 }
 
 /// What should be the same for a fair comparison.
 #[derive(Debug, Deserialize, PartialEq)]
 struct Conditions {
-    model: String,
-    dtype: String,
-    isa: String,
-    threads: usize,
+    model_type: String,
+    parameters: u64,
     vision_tokens: usize,
     prompt_tokens: usize,
     completion_tokens: usize,
+    beams: usize,
+    batch: usize,
+    model: String,
+    dtype: String,
+    quant: String,
+    quant_vision: String,
+    isa: String,
+    threads: usize,
 }
 
 /// The medians of two reports.
@@ -43,9 +42,9 @@ struct Conditions {
 pub(super) struct Comparison {
     /// The earlier report's file.
     file: String,
-    /// What was not the same then.
+    /// What was not the same then, and may be what is compared.
     differences: Vec<String>,
-    /// In the order of [`FIGURES`]; figures without a value then or now are left out.
+    /// In the order of [`FIGURES`], then loading and memory; figures without a value then or now are left out.
     figures: Vec<Ratio>,
 }
 
@@ -56,7 +55,7 @@ struct Ratio {
     before: f64,
     now: f64,
     /// Above 1 is better, whatever the figure.
-    times_as_fast: f64,
+    times_as_good: f64,
 }
 
 impl Earlier {
@@ -67,56 +66,103 @@ impl Earlier {
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
         let file = path.display().to_string();
         let text = std::fs::read_to_string(path).with_context(|| file.clone())?;
-        let earlier: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{file} is not what `ocelli bench --json` prints for a model"))?;
-        Ok(Self { file, ..earlier })
+        let expected = || format!("{file} is not what this version's `ocelli bench --json` prints for a model");
+        let value: Value = serde_json::from_str(&text).with_context(expected)?;
+        let conditions = Conditions::deserialize(&value).with_context(expected)?;
+        Ok(Self { file, conditions, value })
     }
 
-    pub(super) fn compare(&self, report: &Report) -> Comparison {
-        let ratio = |figure: &ocelli_engine::bench::Figure| {
-            let (before, now) = (self.summary.get(figure.name)?.median, report.summary.get(figure.name)?.median);
-            let times_as_fast = if figure.more_is_better { now / before } else { before / now };
-            let figure = Ratio { name: figure.name, unit: figure.unit, before, now, times_as_fast };
-            (before > 0.0 && now > 0.0).then_some(figure)
-        };
-        Comparison {
-            file: self.file.clone(),
-            differences: self.conditions.differences(&Conditions::of(report)),
-            figures: FIGURES.iter().filter_map(ratio).collect(),
+    /// An earlier median.
+    pub(super) fn median(&self, figure: &str) -> Option<f64> {
+        self.value["summary"][figure]["median"].as_f64()
+    }
+
+    /// Compares.
+    ///
+    /// # Errors
+    /// When what was measured is not the same work.
+    pub(super) fn compare(&self, report: &Report) -> Result<Comparison, Failure> {
+        let (unlike, differences) = self.conditions.differences(&Conditions::of(report));
+        if !unlike.is_empty() {
+            let message = format!("{} measured other work: {}", self.file, unlike.join(", "));
+            let hint = "repeat one of the two with the other's model and token counts";
+            return Err(Failure::message(Exit::Failed, message).with_hint(hint));
         }
+        let of_runs = FIGURES.iter().filter_map(|figure| {
+            let (before, now) = (self.median(figure.name)?, report.summary.get(figure.name)?.median);
+            Some((figure.name, figure.unit, before, now, figure.more_is_better))
+        });
+        let once = singles(report).into_iter().filter_map(|(name, unit, now)| {
+            let before = match name {
+                "peak_rss" => self.value["memory"]["peak_rss_bytes"].as_f64()? / f64::from(1 << 20),
+                name => self.value[name].as_f64()?,
+            };
+            Some((name, unit, before, now, false))
+        });
+        let ratio = |(name, unit, before, now, more_is_better): (_, _, f64, f64, bool)| {
+            let times_as_good = if more_is_better { now / before } else { before / now };
+            (before > 0.0 && now > 0.0).then_some(Ratio { name, unit, before, now, times_as_good })
+        };
+        Ok(Comparison {
+            file: self.file.clone(),
+            differences,
+            figures: of_runs.chain(once).filter_map(ratio).collect(),
+        })
     }
 }
 
 impl Conditions {
     fn of(report: &Report) -> Self {
         Self {
-            model: report.model.clone(),
-            dtype: report.dtype.clone(),
-            isa: report.isa.to_owned(),
-            threads: report.threads,
+            model_type: report.model_type.clone(),
+            parameters: report.parameters,
             vision_tokens: report.vision_tokens,
             prompt_tokens: report.prompt_tokens,
             completion_tokens: report.completion_tokens,
+            beams: report.beams,
+            batch: report.batch,
+            model: report.model.clone(),
+            dtype: report.dtype.clone(),
+            quant: report.quant.to_owned(),
+            quant_vision: report.quant_vision.to_owned(),
+            isa: report.isa.to_owned(),
+            threads: report.threads,
         }
     }
 
-    fn values(&self) -> [(&'static str, String); 7] {
+    /// Everything by name; the first [`WORK`] decide how much there is to do.
+    fn values(&self) -> [(&'static str, String); 13] {
         [
-            ("model", self.model.clone()),
-            ("dtype", self.dtype.clone()),
-            ("isa", self.isa.clone()),
-            ("threads", self.threads.to_string()),
+            ("model_type", self.model_type.clone()),
+            ("parameters", self.parameters.to_string()),
             ("vision_tokens", self.vision_tokens.to_string()),
             ("prompt_tokens", self.prompt_tokens.to_string()),
             ("completion_tokens", self.completion_tokens.to_string()),
+            ("beams", self.beams.to_string()),
+            ("batch", self.batch.to_string()),
+            ("model", self.model.clone()),
+            ("dtype", self.dtype.clone()),
+            ("quant", self.quant.clone()),
+            ("quant_vision", self.quant_vision.clone()),
+            ("isa", self.isa.clone()),
+            ("threads", self.threads.to_string()),
         ]
     }
 
-    fn differences(&self, now: &Self) -> Vec<String> {
-        let pairs = self.values().into_iter().zip(now.values()).filter(|(before, now)| before != now);
-        pairs.map(|((name, before), (_, now))| format!("{name} was {before} and is {now}")).collect()
+    /// What makes the work another, and what makes it go otherwise.
+    fn differences(&self, now: &Self) -> (Vec<String>, Vec<String>) {
+        let pairs: Vec<_> = self.values().into_iter().zip(now.values()).collect();
+        let texts = |pairs: &[((&str, String), (&str, String))]| {
+            let unequal = pairs.iter().filter(|(before, now)| before != now);
+            unequal.map(|((name, before), (_, now))| format!("{name} was {before} and is {now}")).collect()
+        };
+        let (work, way) = pairs.split_at(WORK);
+        (texts(work), texts(way))
     }
 }
+
+/// How many of [`Conditions::values`] must be equal.
+const WORK: usize = 7;
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,9 +170,9 @@ impl fmt::Display for Comparison {
         for difference in &self.differences {
             writeln!(f, "  not the same: {difference}")?;
         }
-        for Ratio { name, unit, before, now, times_as_fast } in &self.figures {
+        for Ratio { name, unit, before, now, times_as_good } in &self.figures {
             let (before, now) = (number(*before), number(*now));
-            writeln!(f, "  {name:<26} {before:>10} -> {now:>10} {unit:<9} {times_as_fast:>6.2} times as fast")?;
+            writeln!(f, "  {name:<26} {before:>10} -> {now:>10} {unit:<9} {times_as_good:>6.2} times as good")?;
         }
         Ok(())
     }
@@ -136,10 +182,10 @@ impl fmt::Display for Comparison {
 pub(super) fn markdown(comparison: &Comparison) -> String {
     let mut text = format!("\nAgainst {}", comparison.file);
     comparison.differences.iter().for_each(|difference| text.push_str(&format!("; {difference}")));
-    text.push_str("\n\n| figure | unit | before | now | times as fast |\n|---|---|---|---|---|\n");
-    for Ratio { name, unit, before, now, times_as_fast } in &comparison.figures {
+    text.push_str("\n\n| figure | unit | before | now | times as good |\n|---|---|---|---|---|\n");
+    for Ratio { name, unit, before, now, times_as_good } in &comparison.figures {
         let (before, now) = (number(*before), number(*now));
-        text.push_str(&format!("| {name} | {unit} | {before} | {now} | {times_as_fast:.2} |\n"));
+        text.push_str(&format!("| {name} | {unit} | {before} | {now} | {times_as_good:.2} |\n"));
     }
     text
 }

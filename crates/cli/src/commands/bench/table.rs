@@ -1,6 +1,6 @@
 //! A report as text: for a terminal, as Markdown, as comma-separated values.
 
-use ocelli_engine::bench::{FIGURES, Load, Machine, Report, Spread};
+use ocelli_engine::bench::{FIGURES, Load, Loads, Machine, Report, Run, Share, Spread, Work};
 
 use crate::terminal::bytes;
 
@@ -17,35 +17,54 @@ fn head(report: &Report) -> Vec<String> {
         Some([width, height]) => format!("{width}x{height}, {n_tiles} tile(s), {vision_tokens} vision tokens"),
         None => "none".to_owned(),
     };
-    let load = match report.second_load_ms {
-        Some(second) => format!("{:.1} ms, again {second:.1} ms", report.load_ms),
-        None => format!("{:.1} ms to build", report.load_ms),
-    };
     vec![
-        row("model", &format!("{} ({}, {}, {})", report.model, report.model_type, report.dtype, report.weights_in)),
+        row(
+            "model",
+            &format!("{} ({}, {}, {})", report.model, report.model_type, precision(report), report.weights_in),
+        ),
         row("processor", &format!("{} threads, {}", report.threads, report.isa)),
+        row("limits", &limits(&report.machine)),
         row("picture", &picture),
         row("tokens", &format!("{prompt_tokens} of the prompt, {completion_tokens} of the answer")),
-        row("load", &load),
+        row("load", &loads(&report.loads)),
     ]
 }
 
-/// One line per run, then the statistics.
+/// `bf16`, or what it was made of: `bf16 as q4, vision as q8`.
+pub(super) fn precision(report: &Report) -> String {
+    let Report { dtype, quant, quant_vision, .. } = report;
+    let text = if *quant == "none" { dtype.clone() } else { format!("{dtype} as {quant}") };
+    if *quant_vision == "none" { text } else { format!("{text}, vision as {quant_vision}") }
+}
+
+fn loads(loads: &Loads) -> String {
+    let Loads { load_ms, cold_load_ms, cold_ready_ms, warm_load_ms, warm_ready_ms } = *loads;
+    let with = |name: &str, load: Option<f64>, ready: Option<f64>| {
+        let both = load.zip(ready);
+        both.map(|(load, ready)| format!(", {name} {load:.1} ms ({ready:.1} ms to a token)")).unwrap_or_default()
+    };
+    if warm_load_ms.is_none() {
+        return format!("{load_ms:.1} ms to build");
+    }
+    let (cold, warm) = (with("cold", cold_load_ms, cold_ready_ms), with("warm", warm_load_ms, warm_ready_ms));
+    format!("first {load_ms:.1} ms{cold}{warm}")
+}
+
+/// One line per run, then the statistics; a column for every figure but `decode_ms`, which the speed tells.
 fn runs(report: &Report) -> Vec<String> {
-    let head: Vec<String> = FIGURES.iter().map(|figure| column(title(figure.name))).collect();
+    let figures: Vec<_> = FIGURES
+        .iter()
+        .filter_map(|figure| Some((figure, title(figure.name)?, report.summary.get(figure.name)?)))
+        .collect();
+    let head: Vec<String> = figures.iter().map(|(_, title, _)| column(title)).collect();
     let mut lines = vec![row("", &head.concat())];
+    let value = |run: &Run, of: fn(&Run) -> Option<f64>| column(&of(run).map(number).unwrap_or_default());
     for (idx, run) in report.runs.iter().enumerate() {
-        let values: Vec<String> = FIGURES.iter().map(|figure| column(&number((figure.of)(run)))).collect();
+        let values: Vec<String> = figures.iter().map(|(figure, _, _)| value(run, figure.of)).collect();
         lines.push(row(&format!("run {}", idx + 1), &values.concat()));
     }
     for (name, of) in STATISTICS {
-        let values: Vec<String> = FIGURES
-            .iter()
-            .map(|figure| {
-                report.summary.get(figure.name).map_or_else(String::new, |spread| statistic(name, of(spread)))
-            })
-            .map(|value| column(&value))
-            .collect();
+        let values: Vec<String> = figures.iter().map(|(_, _, spread)| column(&statistic(name, of(spread)))).collect();
         lines.push(row(name, &values.concat()));
     }
     lines
@@ -54,104 +73,177 @@ fn runs(report: &Report) -> Vec<String> {
 /// Memory, work per second, and whether it can be trusted.
 fn tail(report: &Report) -> Vec<String> {
     let memory = &report.memory;
-    let peak = memory.peak_rss_bytes.map_or_else(|| "unknown".to_owned(), bytes);
-    let parts = format!("weights {}, keys and values {}", bytes(memory.weight_bytes), bytes(memory.kv_bytes));
-    let rest = memory.rest_bytes.map(|rest| format!(", rest {}", bytes(rest))).unwrap_or_default();
+    let known = |bytes_held: Option<u64>| bytes_held.map_or_else(|| "unknown".to_owned(), bytes);
+    let peaks = format!(
+        "{} ({} while loading, {} of files at the end)",
+        known(memory.peak_rss_bytes),
+        known(memory.load_peak_rss_bytes),
+        known(memory.file_bytes)
+    );
+    let parts = [
+        ("weights", memory.weight_bytes),
+        ("keys and values", memory.kv_bytes),
+        ("activations", memory.activation_bytes),
+        ("picture", memory.picture_bytes),
+    ];
+    let parts = parts.map(|(name, held)| format!("{name} {}", bytes(held))).join(", ");
     let work = &report.utilisation;
-    let share = |share: Option<f64>, of: &str| share.map(|share| format!(" ({:.0} % of {of})", 100.0 * share));
-    let prompt = format!("{:.1} GFLOP/s", work.prompt_flops / 1e9);
-    let decode = format!("{:.2} GB/s of weights", work.decode_bytes_per_second / 1e9);
-    vec![
-        row("peak memory", &format!("{peak}: {parts}{rest}")),
-        row("prompt", &(prompt + &share(work.prompt_share, "the multiply-add peak").unwrap_or_default())),
-        row("decode", &(decode + &share(work.decode_share, "the read bandwidth").unwrap_or_default())),
-        row("output", &format!("{} (the same in all runs)", report.output_hash)),
-    ]
+    let operations = |work: &Work| format!("{:.3} TOPS{}", work.per_second / 1e12, share(work.share));
+    let decode = |work: &Work| format!("{:.2} GB/s of weights{}", work.per_second / 1e9, share(work.share));
+    let mut lines = vec![
+        row("peak memory", &peaks),
+        row("of which", &format!("{parts}, rest {}", known(memory.rest_bytes))),
+        row("prefill", &operations(&work.prefill)),
+    ];
+    lines.extend(work.vision.as_ref().map(|vision| row("vision", &operations(vision))));
+    lines.extend(work.decode.as_ref().map(|work| row("decode", &decode(work))));
+    lines.push(row("output", &format!("{} (the same in all runs)", report.output_hash)));
+    lines
+}
+
+fn share(Share { of, share }: Share) -> String {
+    let of = if of == "read" { "what can be read".to_owned() } else { format!("the {of} peak") };
+    format!(" ({:.0} % of {of})", 100.0 * share)
+}
+
+/// All limits in a line.
+fn limits(machine: &Machine) -> String {
+    let peaks = machine.operations_per_second.iter().map(|(name, peak)| format!("{name} {:.3} TOPS, ", peak / 1e12));
+    format!("{}read {:.1} GB/s", peaks.collect::<String>(), machine.read_bytes_per_second / 1e9)
 }
 
 /// The machine's limits, for people.
 pub(super) fn machine(machine: &Machine) -> String {
-    let [peak, read] = limits(machine);
-    let lines = [
-        row("machine", &format!("{} threads, {}", machine.threads, machine.isa)),
-        row("f32 peak", &format!("{peak} GFLOP/s (multiply-add)")),
-        row("read", &format!("{read} GB/s from memory")),
-    ];
-    lines.map(|line| line + "\n").concat()
+    let mut text = row("machine", &format!("{} threads, {}", machine.threads, machine.isa)) + "\n";
+    for (name, unit, value) in machine_rows(machine) {
+        text.push_str(&format!("{name:<26} {:>10} {unit}\n", number(value)));
+    }
+    text
 }
 
 pub(super) fn machine_markdown(machine: &Machine) -> String {
-    let [peak, read] = limits(machine);
-    let (threads, isa) = (machine.threads, machine.isa);
-    let head = "| threads | isa | f32 peak, GFLOP/s | read, GB/s |\n|---|---|---|---|\n";
-    format!("{head}| {threads} | {isa} | {peak} | {read} |\n")
+    let mut text = format!("{} threads, {}\n\n| limit | value | unit |\n|---|---|---|\n", machine.threads, machine.isa);
+    for (name, unit, value) in machine_rows(machine) {
+        text.push_str(&format!("| {name} | {} | {unit} |\n", number(value)));
+    }
+    text
 }
 
 pub(super) fn machine_csv(machine: &Machine) -> String {
-    let Machine { threads, isa, f32_flops, read_bytes_per_second } = machine;
-    format!("threads,isa,f32_flops,read_bytes_per_second\n{threads},{isa},{f32_flops:.0},{read_bytes_per_second:.0}\n")
+    let mut text = "threads,isa,limit,unit,value\n".to_owned();
+    for (name, unit, value) in machine_rows(machine) {
+        text.push_str(&format!("{},{},{name},{unit},{value:.3}\n", machine.threads, machine.isa));
+    }
+    text
 }
 
-fn limits(machine: &Machine) -> [String; 2] {
-    [machine.f32_flops, machine.read_bytes_per_second].map(|value| format!("{:.1}", value / 1e9))
+/// Name, unit and value of every limit and product.
+fn machine_rows(machine: &Machine) -> Vec<(String, &'static str, f64)> {
+    let mut rows = vec![("read".to_owned(), "GB/s", machine.read_bytes_per_second / 1e9)];
+    for (name, peak) in &machine.operations_per_second {
+        rows.push((format!("{name} peak"), "GOP/s", peak / 1e9));
+    }
+    for product in &machine.products {
+        let (unit, value) = match product.rows {
+            1 => ("GB/s", product.bytes_per_second),
+            _ => ("GOP/s", product.operations_per_second),
+        };
+        let name = format!("{} {}x{}x{}", product.weights, product.rows, product.inputs, product.outputs);
+        rows.push((name.clone(), unit, value / 1e9));
+        rows.push((format!("{name} of {}", product.share.of), "%", 100.0 * product.share.share));
+    }
+    rows
 }
 
 /// A table of the statistics under a line that says of what.
 pub(super) fn markdown(report: &Report) -> String {
-    let mut text = report.machine.as_ref().map(|machine| machine_markdown(machine) + "\n").unwrap_or_default();
-    text.push_str(&format!(
-        "{}, {}, {} threads, {}: {} + {} tokens, {} runs\n\n",
+    let mut text = format!(
+        "{}, {}, {} threads, {}: {} + {} tokens, {} runs; {}\n\n",
         report.model,
-        report.dtype,
+        precision(report),
         report.threads,
         report.isa,
         report.prompt_tokens,
         report.completion_tokens,
-        report.runs.len()
-    ));
+        report.runs.len(),
+        limits(&report.machine)
+    );
     text.push_str("| figure | unit | median | mean | min | max | variation |\n|---|---|---|---|---|---|---|\n");
     for figure in FIGURES {
         let Some(Spread { mean, median, min, max, cv }) = report.summary.get(figure.name) else { continue };
         let values = [median, mean, min, max].map(|value| number(*value)).join(" | ");
         text.push_str(&format!("| {} | {} | {values} | {:.1} % |\n", figure.name, figure.unit, 100.0 * cv));
     }
+    for (name, unit, value) in singles(report) {
+        text.push_str(&format!("| {name} | {unit} | {} | | | | |\n", number(value)));
+    }
     text
 }
 
 /// One row per figure, with a header.
 pub(super) fn csv(report: &Report) -> String {
-    let mut text = "model,dtype,isa,threads,vision_tokens,prompt_tokens,completion_tokens,runs,\
+    let mut text = "model,dtype,quant,quant_vision,isa,threads,vision_tokens,prompt_tokens,completion_tokens,runs,\
         figure,unit,median,mean,min,max,cv\n"
         .to_owned();
     // A model's name may be a path with anything in it.
     let model = report.model.replace('"', "\"\"");
+    let Report { dtype, quant, quant_vision, isa, threads, vision_tokens, prompt_tokens, completion_tokens, .. } =
+        report;
+    let mut line = |name: &str, unit: &str, values: &str| {
+        text.push_str(&format!(
+            "\"{model}\",{dtype},{quant},{quant_vision},{isa},{threads},{vision_tokens},{prompt_tokens},\
+             {completion_tokens},{},{name},{unit},{values}\n",
+            report.runs.len()
+        ));
+    };
     for figure in FIGURES {
         let Some(Spread { mean, median, min, max, cv }) = report.summary.get(figure.name) else { continue };
-        let Report { dtype, isa, threads, vision_tokens, prompt_tokens, completion_tokens, .. } = report;
-        text.push_str(&format!(
-            "\"{model}\",{dtype},{isa},{threads},{vision_tokens},{prompt_tokens},{completion_tokens},{},{},{},\
-             {median:.3},{mean:.3},{min:.3},{max:.3},{cv:.4}\n",
-            report.runs.len(),
-            figure.name,
-            figure.unit
-        ));
+        line(figure.name, figure.unit, &format!("{median:.3},{mean:.3},{min:.3},{max:.3},{cv:.4}"));
+    }
+    for (name, unit, value) in singles(report) {
+        line(name, unit, &format!("{value:.3},,,,"));
     }
     text
 }
 
-/// Why the figures may not be the model's alone.
-pub(super) fn busy(load: &Load) -> Option<String> {
-    if !load.was_busy {
-        return None;
-    }
-    let mut reasons = Vec::new();
-    reasons.extend(load.load_average.map(|load| format!("load average {load:.2} before it began")));
-    reasons.extend(load.waiting_share.map(|share| format!("threads waited {:.1} % of the time", 100.0 * share)));
-    reasons.extend(load.cpu_share.map(|share| format!("{:.0} % of the processors' time used", 100.0 * share)));
-    Some(format!("the machine was busy with other work ({}): expect slower and uneven figures", reasons.join(", ")))
+/// What is measured once: loading, memory, shares of the machine.
+pub(super) fn singles(report: &Report) -> Vec<(&'static str, &'static str, f64)> {
+    let Loads { load_ms, cold_load_ms, cold_ready_ms, warm_load_ms, warm_ready_ms } = report.loads;
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let work = &report.utilisation;
+    let percent = |work: Work| 100.0 * work.share.share;
+    let rows = [
+        ("load_ms", "ms", Some(load_ms)),
+        ("cold_load_ms", "ms", cold_load_ms),
+        ("cold_ready_ms", "ms", cold_ready_ms),
+        ("warm_load_ms", "ms", warm_load_ms),
+        ("warm_ready_ms", "ms", warm_ready_ms),
+        ("peak_rss", "MiB", report.memory.peak_rss_bytes.map(mebibytes)),
+        ("weights", "MiB", Some(mebibytes(report.memory.weight_bytes))),
+        ("vision_share", "%", work.vision.map(percent)),
+        ("prefill_share", "%", Some(percent(work.prefill))),
+        ("decode_share", "%", work.decode.map(percent)),
+    ];
+    rows.into_iter().filter_map(|(name, unit, value)| Some((name, unit, value?))).collect()
 }
 
-/// A statistic's name and how it is read.
+/// Why the figures may not be the model's alone, or not repeatable.
+pub(super) fn doubts(load: &Load) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if load.was_busy {
+        let mut reasons = Vec::new();
+        reasons.extend(load.load_average.map(|load| format!("load average {load:.2} before it began")));
+        reasons.extend(load.waiting_share.map(|share| format!("threads waited {:.1} % of the time", 100.0 * share)));
+        reasons.extend(load.other_processors.map(|others| format!("others kept {others:.2} processors busy")));
+        doubts.push(format!("the machine was busy ({}): the figures are not the model's alone", reasons.join(", ")));
+    }
+    if let Some(clock) = load.slowest_clock.filter(|_| load.was_throttled) {
+        let percent = 100.0 * clock;
+        doubts.push(format!("the processor's clock fell to {percent:.0} %: the figures are not all of one speed"));
+    }
+    doubts
+}
+
 type Statistic = (&'static str, fn(&Spread) -> f64);
 
 const STATISTICS: [Statistic; 5] = [
@@ -167,28 +259,31 @@ fn statistic(name: &str, value: f64) -> String {
     if name == VARIATION { format!("{:.1} %", 100.0 * value) } else { number(value) }
 }
 
-/// A figure's name with its unit, short enough for a column.
-fn title(name: &str) -> &str {
-    match name {
-        "preprocess_ms" => "preprocess ms",
+/// A figure's name with its unit, short enough for a column; `None` for what has none.
+fn title(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "preprocess_ms" => "prepare ms",
         "vision_ms" => "vision ms",
         "prefill_ms" => "prefill ms",
-        "prefill_tokens_per_second" => "prefill tok/s",
-        "ttft_ms" => "first token ms",
-        "tokens_per_second" => "decode tok/s",
-        other => other,
-    }
+        "prefill_tokens_per_second" => "prefill t/s",
+        "ttft_ms" => "1st tok ms",
+        "tokens_per_second" => "decode t/s",
+        "narration_ms" => "20 tok ms",
+        "beam_tokens_per_second" => "beams t/s",
+        "batch_tokens_per_second" => "batch t/s",
+        _ => return None,
+    })
 }
 
 fn row(name: &str, text: &str) -> String {
-    format!("{name:<12} {text}")
+    format!("{name:<11} {text}")
 }
 
 fn column(text: &str) -> String {
-    format!("{text:>15}")
+    format!("{text:>12}")
 }
 
 /// Three to four digits that count.
 pub(super) fn number(value: f64) -> String {
-    if value >= 100.0 { format!("{value:.1}") } else { format!("{value:.2}") }
+    if value.abs() >= 100.0 { format!("{value:.1}") } else { format!("{value:.2}") }
 }
