@@ -151,13 +151,12 @@ impl Conditions {
 
     /// What makes the work another, and what makes it go otherwise.
     fn differences(&self, now: &Self) -> (Vec<String>, Vec<String>) {
-        let pairs: Vec<_> = self.values().into_iter().zip(now.values()).collect();
-        let texts = |pairs: &[((&str, String), (&str, String))]| {
-            let unequal = pairs.iter().filter(|(before, now)| before != now);
-            unequal.map(|((name, before), (_, now))| format!("{name} was {before} and is {now}")).collect()
+        let (before, now) = (self.values(), now.values());
+        let differences = |from: usize, to: usize| {
+            let pairs = before[from..to].iter().zip(&now[from..to]).filter(|(before, now)| before != now);
+            pairs.map(|((name, before), (_, now))| format!("{name} was {before} and is {now}")).collect()
         };
-        let (work, way) = pairs.split_at(WORK);
-        (texts(work), texts(way))
+        (differences(0, WORK), differences(WORK, before.len()))
     }
 }
 
