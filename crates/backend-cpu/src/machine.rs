@@ -82,9 +82,10 @@ pub fn products(backend: &CpuBackend) -> impl Iterator<Item = Product> {
 
 fn product(backend: &CpuBackend, weights: &'static str, rows: usize) -> Product {
     let [inputs, outputs] = PRODUCT_SHAPE;
-    let bytes = matrix(weights).byte_len();
+    let data = matrix(weights);
+    let bytes = data.byte_len();
     let count = if rows == 1 { (BUFFER_BYTES / 2).div_ceil(bytes) } else { 1 };
-    let held = |_| backend.weight(matrix(weights)).expect("the backend takes its own forms");
+    let held = |_| backend.weight(copied(&data)).expect("the backend takes its own forms");
     let matrices: Vec<CpuWeight> = (0..count).map(held).collect();
     let x = backend.upload(&(0..rows * inputs).map(|idx| (idx % 251) as f32 / 125.0 - 1.0).collect::<Vec<_>>());
     let _awake = backend.begin_step();
@@ -98,7 +99,19 @@ fn product(backend: &CpuBackend, weights: &'static str, rows: usize) -> Product 
     }
 }
 
-/// A matrix of [`PRODUCT_SHAPE`] in memory of its own.
+/// Floats in memory of their own; codes get it when they are packed.
+fn copied(data: &WeightData) -> WeightData {
+    match data {
+        WeightData::Grouped(data) => WeightData::Grouped(data.clone()),
+        WeightData::Float(data) => {
+            let bytes = SharedBytes::from(data.bytes().to_vec());
+            let copy = TensorData::new(data.dtype(), data.shape().to_vec(), bytes);
+            WeightData::Float(copy.expect("as many bytes as before"))
+        }
+    }
+}
+
+/// A matrix of [`PRODUCT_SHAPE`].
 fn matrix(weights: &str) -> WeightData {
     let [inputs, outputs] = PRODUCT_SHAPE;
     let values = |rows: usize| (0..rows * inputs).map(|idx| (idx % 127) as f32 / 64.0 - 1.0);
@@ -166,7 +179,7 @@ mod tests {
 
     #[test]
     fn every_precision_has_a_product() {
-        let backend = CpuBackend::new(CpuOptions { threads: Some(2), isa: None }).unwrap();
+        let backend = CpuBackend::new(CpuOptions { threads: Some(2), isa: None, ..CpuOptions::default() }).unwrap();
         let [inputs, outputs] = PRODUCT_SHAPE;
         for (weights, bits) in [("f32", 32.0), ("bf16", 16.0), ("q8", 8.5), ("q4", 4.5)] {
             let data = matrix(weights);

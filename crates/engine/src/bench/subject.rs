@@ -74,7 +74,7 @@ impl Subject {
     fn of_files(files: &ModelFiles, options: &BenchOptions, processor: (usize, &'static str)) -> Result<Self> {
         let open = || Self::open(files, options, processor);
         let first = open()?.loads;
-        let cold = if pages::forget(files) {
+        let cold = if pages::forget(files, &options.engine) {
             let mut cold = open()?;
             Some((cold.loads.load_ms, cold.first_token_ms(options)?))
         } else {
