@@ -49,6 +49,8 @@ pub struct Kernels {
 #[derive(Clone, Copy)]
 pub(crate) struct PairKernels {
     pub(crate) matmul: MatmulFn,
+    /// Scratch values for that many rows (or fewer) of so many inputs.
+    pub(crate) scratch_len: fn(usize, usize) -> usize,
 }
 
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);
@@ -112,6 +114,8 @@ pub(crate) struct Features {
     avx512_bf16: bool,
     /// Products of pairs of bfloat16 take no longer than fused multiply-adds.
     has_fast_bf16: bool,
+    /// With VNNI and BF16, and everything that tiles need from the system.
+    amx: bool,
 }
 
 impl Features {
@@ -131,12 +135,14 @@ impl Features {
             && is_x86_feature_detected!("avx512vl");
         let avx512 = avx2 && avx512;
         let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+        let avx512_bf16 = avx512_vnni && is_x86_feature_detected!("avx512bf16");
         Self {
             avx2,
             avx512,
             avx512_vnni,
-            avx512_bf16: avx512_vnni && is_x86_feature_detected!("avx512bf16"),
+            avx512_bf16,
             has_fast_bf16: Self::is_from(b"AuthenticAMD"),
+            amx: avx512_bf16 && crate::amx::is_usable(),
             ..Self::default()
         }
     }
@@ -177,6 +183,8 @@ const ROWS: &[Row] = &[
     Row { name: "avx512-vnni", kernels: Some(&crate::avx512::vnni::KERNELS), needs: |features| features.avx512_vnni },
     #[cfg(target_arch = "x86_64")]
     Row { name: "avx512-bf16", kernels: Some(&crate::avx512::bf16::KERNELS), needs: |features| features.avx512_bf16 },
+    #[cfg(target_arch = "x86_64")]
+    Row { name: "amx", kernels: Some(&crate::amx::KERNELS), needs: |features| features.amx },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx2", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "x86_64"))]
@@ -185,6 +193,8 @@ const ROWS: &[Row] = &[
     Row { name: "avx512-vnni", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx512-bf16", kernels: None, needs: |_| false },
+    #[cfg(not(target_arch = "x86_64"))]
+    Row { name: "amx", kernels: None, needs: |_| false },
     #[cfg(target_arch = "aarch64")]
     Row { name: "neon", kernels: Some(&crate::neon::KERNELS), needs: |features| features.neon },
     #[cfg(not(target_arch = "aarch64"))]
@@ -232,6 +242,7 @@ mod tests {
         avx512_vnni: false,
         avx512_bf16: false,
         has_fast_bf16: false,
+        amx: false,
         neon: false,
     };
 
@@ -244,6 +255,7 @@ mod tests {
         let old = Features { avx2: true, ..NOTHING };
         assert!(rows_within(old).all(|kernels| matches!(kernels.name(), "scalar" | "avx2")));
         let new = Features { avx512: true, ..old };
+        let newest = Features { avx512_vnni: true, ..new };
         let missing = [
             ("avx2", NOTHING),
             ("avx512", old),
@@ -251,6 +263,8 @@ mod tests {
             ("avx512-vnni", new),
             ("neon", NOTHING),
             ("avx512-bf16", Features { avx512_vnni: true, has_fast_bf16: true, ..new }),
+            ("amx", NOTHING),
+            ("amx", Features { avx512_bf16: true, ..newest }),
         ];
         for (wanted, features) in missing {
             let error = select_from(Some(wanted), features).err().unwrap();
@@ -267,6 +281,9 @@ mod tests {
         assert_eq!(select_from(None, old).unwrap().name(), "avx2");
         assert_eq!(select_from(None, new).unwrap().name(), "avx512");
         assert_eq!(select_from(None, newest).unwrap().name(), "avx512-vnni");
+        let server = Features { amx: true, ..newest };
+        assert_eq!(select_from(None, server).unwrap().name(), "amx");
+        assert_eq!(select_from(Some("avx512-vnni"), server).unwrap().name(), "avx512-vnni");
         assert_eq!(select_from(Some("avx2"), new).unwrap().name(), "avx2");
         // Some processors have the instruction for pairs of bfloat16 without being any faster with it.
         let slow = Features { avx512_bf16: true, ..newest };
@@ -288,7 +305,7 @@ mod tests {
     fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
         let error = Kernels::select(Some("altivec")).err().unwrap();
         let expected = "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512, avx512-vnni, \
-                        avx512-bf16, neon";
+                        avx512-bf16, amx, neon";
         assert_eq!(error.to_string(), expected);
     }
 

@@ -27,7 +27,6 @@ use crate::activation::{Activation, activate};
 use crate::dispatch::{Kernels, PairKernels};
 use crate::elementwise::add_in_place;
 use crate::embed::embed;
-use crate::matmul_pairs;
 use crate::precision::Arithmetic;
 use crate::simd::{Simd, by_tile_rows};
 use crate::view::MatrixMut;
@@ -66,8 +65,8 @@ impl Kernels {
     /// Scratch values that [`Self::matmul`] needs; no fewer than for some of the rows.
     pub fn matmul_scratch_len(&self, problem: &Matmul<'_>) -> usize {
         let Matmul { rows, inputs, .. } = *problem;
-        if self.pairs_for(problem).is_some() {
-            matmul_pairs::scratch_len(self.lanes, rows, inputs)
+        if let Some(pairs) = self.pairs_for(problem) {
+            (pairs.scratch_len)(rows, inputs)
         } else if rows <= FEW_TILES * self.tile_rows {
             0
         } else {

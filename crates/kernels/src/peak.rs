@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use crate::dispatch::Kernels;
 use crate::pairs::Pairs;
+use crate::quantized::{Dots, LINE, PANEL, RUN};
 use crate::simd::Simd;
 
 /// A kind of arithmetic that an instruction set has: run it and take the time to learn a thread's peak.
@@ -40,10 +41,10 @@ impl Peak {
 }
 
 impl Kernels {
-    /// Every kind of arithmetic that the instruction set has, `f32` first.
+    /// Every kind of arithmetic that the instruction set has, `f32` first, then `int8`.
     pub fn peaks(&self) -> impl Iterator<Item = Peak> {
         let f32 = Peak::new("f32", 2 * SUMS * self.lanes, self.multiply_adds);
-        std::iter::once(f32).chain(self.other_peaks.iter().copied())
+        [f32, self.quantized.peak].into_iter().chain(self.other_peaks.iter().copied())
     }
 }
 
@@ -95,6 +96,51 @@ pub(crate) fn multiply_adds_of_pairs<P: Pairs>(arch: P, rounds: usize, out: &mut
     out[0] = simd.sum(total);
 }
 
+/// Operations of a round of [`multiply_adds_int8`].
+pub(crate) const INT8_OPERATIONS: usize = 2 * SUMS * QUADS * 4 * PANEL;
+
+/// Dot products between two roundings to whole sums, as long as a run of a quantised product.
+const QUADS: usize = RUN / 4;
+
+/// The same with bytes, as quantised products multiply them.
+#[inline(always)]
+pub(crate) fn multiply_adds_int8<D: Dots>(dots: D, rounds: usize, out: &mut [f32]) {
+    // As many sums as have registers.
+    if D::WIDE {
+        byte_sums::<D, SUMS>(dots, rounds, out);
+    } else {
+        byte_sums::<D, 4>(dots, rounds * (SUMS / 4), out);
+    }
+}
+
+#[inline(always)]
+fn byte_sums<D: Dots, const N: usize>(dots: D, rounds: usize, out: &mut [f32]) {
+    let codes = dots.codes(&[black_box(1); LINE], 0);
+    let one = dots.quad(black_box([1, 0, 0, 0]));
+    let mut sums = [dots.zero(); N];
+    for (idx, sum) in sums.iter_mut().enumerate() {
+        *sum = dots.end(*sum, dots.dot(dots.begin(*sum), codes, dots.quad(black_box([idx as i8; 4]))));
+    }
+    for _ in 0..rounds {
+        let mut runs = sums.map(|sum| dots.begin(sum));
+        for _ in 0..QUADS {
+            for run in &mut runs {
+                *run = dots.dot(*run, codes, one);
+            }
+        }
+        for (sum, run) in sums.iter_mut().zip(runs) {
+            *sum = dots.end(*sum, run);
+        }
+    }
+    let mut total = dots.splat(0.0);
+    for sum in sums {
+        total = dots.fused(dots.to_floats(sum), dots.splat(1.0), total);
+    }
+    let mut values = [0.0; PANEL];
+    dots.store(total, &mut values);
+    out[0] = values[0];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +157,17 @@ mod tests {
             let mut sum = [0.0];
             (kernels.multiply_adds)(60, &mut sum);
             assert_eq!(sum[0], (2 * SUMS * kernels.lanes) as f32, "{}", kernels.name());
+            if kernels.name() == "amx" {
+                // Tiles multiply zeros.
+                continue;
+            }
+            // Every product of bytes adds one to one of the sums of an output.
+            let bytes_of = |rounds| {
+                let mut sum = [0.0];
+                (kernels.quantized.peak.run)(rounds, &mut sum);
+                sum[0]
+            };
+            assert_eq!(bytes_of(5) - bytes_of(0), (5 * SUMS * QUADS) as f32, "{}", kernels.name());
             if let Some(pairs) = peaks.iter().find(|peak| peak.name() == "bf16") {
                 // Every sum grows by two per round, from a number of its own.
                 (pairs.run)(10, &mut sum);

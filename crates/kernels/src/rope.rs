@@ -110,8 +110,8 @@ pub(crate) mod tests {
                 let (sin, cos): (Vec<f32>, Vec<f32>) = angles.iter().map(|angle| (angle * 9.0).sin_cos()).unzip();
                 let mut out = vec![f32::NAN; x.len()];
                 kernels.rope(&x, dims, &cos, &sin, &mut out);
-                for at in 0..x.len() {
-                    assert_close(out[at], turned(&x, dims, &cos, &sin, at), 2e-7, (dims, rows, at));
+                for (at, &out) in out.iter().enumerate() {
+                    assert_close(out, turned(&x, dims, &cos, &sin, at), 2e-7, (dims, rows, at));
                 }
             }
         }

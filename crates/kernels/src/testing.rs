@@ -45,6 +45,7 @@ kernel_tests!(avx2 = "avx2");
 kernel_tests!(avx512 = "avx512");
 kernel_tests!(avx512_vnni = "avx512-vnni");
 kernel_tests!(avx512_bf16 = "avx512-bf16");
+kernel_tests!(amx = "amx");
 kernel_tests!(neon = "neon");
 
 /// Runs a check, or says why it cannot.

@@ -6,7 +6,7 @@ use std::mem::transmute;
 use super::vector::Avx512;
 use crate::dispatch::{Kernels, PairKernels};
 use crate::matmul::Matmul;
-use crate::matmul_pairs::matmul_pairs;
+use crate::matmul_pairs::{matmul_pairs, scratch_len};
 use crate::pairs::{Pairs, Rows};
 use crate::peak::{Peak, SUMS, multiply_adds_of_pairs};
 use crate::view::MatrixMut;
@@ -42,6 +42,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     name: "avx512-bf16",
     pairs: Some(PairKernels {
         matmul: entry!((problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
+        scratch_len: |rows, inputs| scratch_len(LANES, rows, inputs),
     }),
     other_peaks: &[Peak::new(
         "bf16",

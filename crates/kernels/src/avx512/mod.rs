@@ -5,6 +5,7 @@ mod vector;
 pub(crate) mod vnni;
 
 use crate::avx2::QUANTIZED;
+pub(crate) use row::ROW;
 pub(crate) use vector::Avx512;
 
 crate::generic_table::kernel_table!(

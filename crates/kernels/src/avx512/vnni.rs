@@ -2,8 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Avx512;
-use super::row::ROW;
+use super::{Avx512, ROW};
 use crate::dispatch::Kernels;
 use crate::quantized::{Dots, LINE, PANEL};
 

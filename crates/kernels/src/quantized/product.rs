@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::{Dots, LINE, PANEL, PackedDims, PackedMatrix, QuantizedRows, RUN};
+use super::{Dots, LINE, Line, PANEL, PackedDims, PackedMatrix, QuantizedRows, RUN};
 use crate::activation::{Activation, activate, silu_mul};
 use crate::dispatch::Kernels;
 use crate::elementwise::add_in_place;
@@ -53,7 +53,7 @@ pub struct QuantizedSwiglu<'a> {
 impl Kernels {
     /// Scratch values that [`Self::quantized_matmul`] and [`Self::quantized_swiglu`] need for that many rows of output.
     pub fn quantized_scratch_len(&self, rows: usize) -> usize {
-        MOST_PANELS * PANEL * rows.min(ROWS)
+        (MOST_PANELS * rows.min(ROWS) + 1) * PANEL
     }
 
     /// Computes the rows and columns of `out` (a part of a matrix `[rows, outputs]`).
@@ -121,10 +121,10 @@ const FEW_TILES: usize = 1;
 const AHEAD: usize = 2048;
 
 #[inline(always)]
-pub(crate) fn matmul<D: Dots>(dots: D, problem: &QuantizedMatmul<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
+pub(crate) fn matmul<P: Panels>(proof: P, problem: &QuantizedMatmul<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
     let (rows, columns) = (out.rows(), out.columns());
     let dims = problem.weights.dims();
-    let (sums, _) = scratch.as_chunks_mut::<PANEL>();
+    let sums = whole_lines(scratch);
     for first_row in rows.clone().step_by(ROWS) {
         let rows = first_row..rows.end.min(first_row + ROWS);
         for column in columns.clone().step_by(MOST_PANELS * PANEL) {
@@ -134,24 +134,24 @@ pub(crate) fn matmul<D: Dots>(dots: D, problem: &QuantizedMatmul<'_>, mut out: M
             for at in 0..count {
                 panels[at] = problem.weights.panel(column / PANEL + at);
             }
-            products(dots, &problem.x, &dims, rows.clone(), &panels[..count], sums);
+            proof.multiply(&problem.x, &dims, rows.clone(), &panels[..count], sums);
             for row in rows.clone() {
                 let out = &mut out.row(row)[column - columns.start..end - columns.start];
                 for (out, panel) in out.chunks_mut(PANEL).zip(0..) {
                     out.copy_from_slice(&sums[panel * rows.len() + row - rows.start][..out.len()]);
                 }
-                finish(dots.simd(), problem, row, column, out);
+                finish(proof.simd(), problem, row, column, out);
             }
         }
     }
 }
 
 #[inline(always)]
-pub(crate) fn swiglu<D: Dots>(dots: D, problem: &QuantizedSwiglu<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
+pub(crate) fn swiglu<P: Panels>(proof: P, problem: &QuantizedSwiglu<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
     const PAIRS: usize = MOST_PANELS / 2;
     let (rows, columns) = (out.rows(), out.columns());
     let dims = problem.gate.dims();
-    let (sums, _) = scratch.as_chunks_mut::<PANEL>();
+    let sums = whole_lines(scratch);
     for first_row in rows.clone().step_by(ROWS) {
         let rows = first_row..rows.end.min(first_row + ROWS);
         for column in columns.clone().step_by(PAIRS * PANEL) {
@@ -162,20 +162,73 @@ pub(crate) fn swiglu<D: Dots>(dots: D, problem: &QuantizedSwiglu<'_>, mut out: M
                 panels[at] = problem.gate.panel(column / PANEL + at);
                 panels[count + at] = problem.up.panel(column / PANEL + at);
             }
-            products(dots, &problem.x, &dims, rows.clone(), &panels[..2 * count], sums);
+            proof.multiply(&problem.x, &dims, rows.clone(), &panels[..2 * count], sums);
             for row in rows.clone() {
                 let out = &mut out.row(row)[column - columns.start..end - columns.start];
                 for (out, panel) in out.chunks_mut(PANEL).zip(0..) {
                     let at = panel * rows.len() + row - rows.start;
                     let (gate, up) = (&sums[at][..out.len()], &sums[at + count * rows.len()][..out.len()]);
-                    silu_mul(dots.simd(), gate, up, out);
+                    silu_mul(proof.simd(), gate, up, out);
                 }
             }
         }
     }
 }
 
-type Line = [u8; LINE];
+/// The scratch memory from the first cache line on: sums that lie across two lines take twice as long to reach.
+#[inline(always)]
+fn whole_lines(scratch: &mut [f32]) -> &mut [[f32; PANEL]] {
+    let start = scratch.as_ptr().align_offset(LINE);
+    scratch[start..].as_chunks_mut().0
+}
+
+/// What multiplies whole panels: tiles of registers wherever there are [`Dots`], or something better.
+pub(crate) trait Panels: Copy {
+    /// The float operations of the same instruction set.
+    type Simd: Simd;
+
+    /// The proof for float operations.
+    fn simd(self) -> Self::Simd;
+
+    /// All inputs of the panels (at most [`MOST_PANELS`]) with the rows: sums `[panels, rows]`.
+    fn multiply(
+        self,
+        x: &QuantizedRows<'_>,
+        dims: &PackedDims,
+        rows: Range<usize>,
+        panels: &[&[Line]],
+        sums: &mut [[f32; PANEL]],
+    );
+}
+
+impl<D: Dots> Panels for D {
+    type Simd = D::Simd;
+
+    #[inline(always)]
+    fn simd(self) -> D::Simd {
+        Dots::simd(self)
+    }
+
+    #[inline(always)]
+    fn multiply(
+        self,
+        x: &QuantizedRows<'_>,
+        dims: &PackedDims,
+        rows: Range<usize>,
+        panels: &[&[Line]],
+        sums: &mut [[f32; PANEL]],
+    ) {
+        if D::WIDE
+            && rows.len() > FEW_TILES * D::TILE_ROWS
+            && let Some(panels) = panels.first_chunk::<MOST_PANELS>()
+        {
+            return blocks(self, x, dims, rows, panels, sums);
+        }
+        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(rows.len())) {
+            blocks(self, x, dims, rows.clone(), &[*panel], sums);
+        }
+    }
+}
 
 /// A block of inputs of some panels.
 struct Block<'a, const P: usize> {
@@ -184,27 +237,6 @@ struct Block<'a, const P: usize> {
     first_group: usize,
     /// Groups of the block.
     groups: usize,
-}
-
-/// All inputs of the panels (at most [`MOST_PANELS`]) with the rows: sums `[panels, rows]`.
-#[inline(always)]
-fn products<D: Dots>(
-    dots: D,
-    x: &QuantizedRows<'_>,
-    dims: &PackedDims,
-    rows: Range<usize>,
-    panels: &[&[Line]],
-    sums: &mut [[f32; PANEL]],
-) {
-    if D::WIDE
-        && rows.len() > FEW_TILES * D::TILE_ROWS
-        && let Some(panels) = panels.first_chunk::<MOST_PANELS>()
-    {
-        return blocks(dots, x, dims, rows, panels, sums);
-    }
-    for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(rows.len())) {
-        blocks(dots, x, dims, rows.clone(), &[*panel], sums);
-    }
 }
 
 #[inline(always)]
