@@ -20,8 +20,10 @@ pub(crate) mod tests;
 
 pub(crate) use dots::Dots;
 pub use packed::{CodeBits, GroupedRows, PackedDims, PackedMatrix};
-pub(crate) use product::{Panels, matmul, swiglu};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use product::Panels;
 pub use product::{QuantizedMatmul, QuantizedSwiglu};
+pub(crate) use product::{matmul, swiglu};
 pub(crate) use rows::quantize;
 pub use rows::{QuantizedRows, QuantizedRowsMut};
 
@@ -54,7 +56,7 @@ pub(crate) struct Table {
 type MatmulFn = fn(&QuantizedMatmul<'_>, crate::view::MatrixMut<'_>, &mut [f32]);
 type SwigluFn = fn(&QuantizedSwiglu<'_>, crate::view::MatrixMut<'_>, &mut [f32]);
 
-/// Makes the `QUANTIZED` of an instruction set's folder: `$eight` and `$four` make proofs that are [`Panels`] for
+/// Makes the `QUANTIZED` of an instruction set's folder: `$eight` and `$four` make proofs that are `Panels` for
 /// weights of 8 and 4 bits, `$simd` one that is [`crate::simd::Simd`]; `$peak` multiplies bytes with the proof of 8 bits,
 /// `$operations` per round.
 macro_rules! quantized_table {
