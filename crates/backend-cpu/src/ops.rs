@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use ocelli_backend::{
-    Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, PatchDims, RopeDims, RopePairing, Span,
+    Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, PackedWeight, PatchDims, RopeDims, RopePairing, Span,
 };
 use ocelli_formats::WeightData;
 use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, MatrixMut, Patches, unfold_patches};
@@ -46,6 +46,19 @@ impl Backend for CpuBackend {
 
     fn weight(&self, data: WeightData) -> Result<CpuWeight, String> {
         CpuWeight::new(data, &self.shared.threads)
+    }
+
+    fn packing(&self) -> &'static str {
+        // One arrangement for all instruction sets; the number changes with it.
+        "cpu 1"
+    }
+
+    fn packed(&self, weight: &CpuWeight) -> Option<PackedWeight> {
+        weight.packed()
+    }
+
+    fn unpack(&self, packed: PackedWeight) -> Result<CpuWeight, String> {
+        CpuWeight::unpack(packed)
     }
 
     fn linears(&self, x: &Buffer, rows: usize, products: &[(&CpuWeight, Epilogue<'_, Self>)]) -> Vec<Buffer> {

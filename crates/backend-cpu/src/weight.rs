@@ -1,6 +1,7 @@
 //! [`CpuWeight`]: floats in the type of their file, codes packed for the kernels.
 
-use ocelli_formats::{CodeBits, Dtype, GroupedTensor, SharedBytes, TensorData, WeightData};
+use ocelli_backend::PackedWeight;
+use ocelli_formats::{CodeBits, Dtype, GroupedLayout, GroupedTensor, SharedBytes, TensorData, WeightData};
 use ocelli_kernels::{GroupedRows, PackedDims, PackedMatrix, WeightMatrix};
 
 use crate::pool::ThreadPool;
@@ -56,6 +57,28 @@ impl CpuWeight {
         }
     }
 
+    /// The bytes of packed codes; `None` for floats.
+    pub(crate) fn packed(&self) -> Option<PackedWeight> {
+        let Form::Packed(dims, bytes) = &self.form else { return None };
+        let bits = match dims.bits {
+            ocelli_kernels::CodeBits::Four => CodeBits::Four,
+            ocelli_kernels::CodeBits::Eight => CodeBits::Eight,
+        };
+        let layout = GroupedLayout::new(bits, dims.inputs, dims.group).expect("codes were packed from such a layout");
+        Some(PackedWeight { layout, outputs: dims.outputs, bytes: bytes.clone() })
+    }
+
+    /// The weight whose codes [`Self::packed`] gave.
+    pub(crate) fn unpack(packed: PackedWeight) -> Result<Self, String> {
+        let PackedWeight { layout, outputs, bytes } = packed;
+        let dims = packed_dims(layout, outputs);
+        let expected = dims.packed_len();
+        if dims.inputs == 0 || bytes.len() != expected {
+            return Err(format!("{} bytes are not a packed matrix of {expected}", bytes.len()));
+        }
+        Ok(Self { form: Form::Packed(dims, bytes), outputs, inputs: dims.inputs })
+    }
+
     /// Elements of a row.
     pub(crate) fn inputs(&self) -> usize {
         self.inputs
@@ -82,12 +105,7 @@ fn narrowed(data: &TensorData) -> ocelli_formats::Result<SharedBytes> {
 }
 
 fn packed(data: &GroupedTensor, threads: &ThreadPool) -> Form {
-    let layout = data.layout();
-    let bits = match layout.bits() {
-        CodeBits::Four => ocelli_kernels::CodeBits::Four,
-        CodeBits::Eight => ocelli_kernels::CodeBits::Eight,
-    };
-    let dims = PackedDims { outputs: data.outputs(), inputs: layout.inputs(), group: layout.group(), bits };
+    let dims = packed_dims(data.layout(), data.outputs());
     let rows = GroupedRows { dims, codes: data.codes(), scales: data.scales(), offsets: data.offsets() };
     let len = dims.packed_len();
     let mut bytes = vec![0; len + LINE];
@@ -102,6 +120,14 @@ fn packed(data: &GroupedTensor, threads: &ThreadPool) -> Form {
     Form::Packed(dims, bytes)
 }
 
+fn packed_dims(layout: GroupedLayout, outputs: usize) -> PackedDims {
+    let bits = match layout.bits() {
+        CodeBits::Four => ocelli_kernels::CodeBits::Four,
+        CodeBits::Eight => ocelli_kernels::CodeBits::Eight,
+    };
+    PackedDims { outputs, inputs: layout.inputs(), group: layout.group(), bits }
+}
+
 /// Kernels read packed weights in lines of so many bytes.
 const LINE: usize = 64;
 
@@ -111,7 +137,6 @@ const PART: usize = 256 * 1024;
 #[cfg(test)]
 mod tests {
     use half::f16;
-    use ocelli_formats::GroupedLayout;
 
     use super::*;
 
@@ -156,5 +181,27 @@ mod tests {
             data.read_row(row, &mut expected);
             assert!(actual.iter().zip(&expected).all(|(a, e)| (a - e).abs() <= 1e-6 * e.abs()), "row {row}");
         }
+    }
+
+    #[test]
+    fn packed_bytes_are_the_same_weight_again() {
+        let layout = GroupedLayout::new(CodeBits::Four, 96, 32).unwrap();
+        let codes: Vec<u8> = (0..21 * layout.row_bytes()).map(|at| (at % 251) as u8).collect();
+        let factors: Vec<f16> = (0..21 * layout.groups()).map(|at| f16::from_f32(at as f32 / 64.0)).collect();
+        let data = GroupedTensor::new(layout, 21, codes.into(), factors.clone(), factors).unwrap();
+        let weight = new(data).unwrap();
+        let packed = weight.packed().unwrap();
+        assert_eq!((packed.layout, packed.outputs), (layout, 21));
+        let again = CpuWeight::unpack(packed.clone()).unwrap();
+        let (Matrix::Packed(first), Matrix::Packed(second)) = (weight.matrix(), again.matrix()) else { panic!() };
+        let (mut expected, mut actual) = ([0.0; 96], [0.0; 96]);
+        for row in 0..21 {
+            first.dequantize_row(row, &mut expected);
+            second.dequantize_row(row, &mut actual);
+            assert_eq!(actual, expected);
+        }
+        let short = PackedWeight { outputs: 33, ..packed };
+        assert!(CpuWeight::unpack(short).err().unwrap().contains("are not a packed matrix of"));
+        assert!(new(TensorData::from_f32(vec![1, 2], &[0.0; 2]).unwrap()).unwrap().packed().is_none());
     }
 }
