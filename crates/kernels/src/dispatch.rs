@@ -108,6 +108,7 @@ impl Kernels {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Features {
     avx2: bool,
+    avx2_vnni: bool,
     avx512: bool,
     neon: bool,
     avx512_vnni: bool,
@@ -138,6 +139,7 @@ impl Features {
         let avx512_bf16 = avx512_vnni && is_x86_feature_detected!("avx512bf16");
         Self {
             avx2,
+            avx2_vnni: avx2 && is_x86_feature_detected!("avxvnni"),
             avx512,
             avx512_vnni,
             avx512_bf16,
@@ -178,6 +180,8 @@ const ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")]
     Row { name: "avx2", kernels: Some(&crate::avx2::KERNELS), needs: |features| features.avx2 },
     #[cfg(target_arch = "x86_64")]
+    Row { name: "avx2-vnni", kernels: Some(&crate::avx2::vnni::KERNELS), needs: |features| features.avx2_vnni },
+    #[cfg(target_arch = "x86_64")]
     Row { name: "avx512", kernels: Some(&crate::avx512::KERNELS), needs: |features| features.avx512 },
     #[cfg(target_arch = "x86_64")]
     Row { name: "avx512-vnni", kernels: Some(&crate::avx512::vnni::KERNELS), needs: |features| features.avx512_vnni },
@@ -187,6 +191,8 @@ const ROWS: &[Row] = &[
     Row { name: "amx", kernels: Some(&crate::amx::KERNELS), needs: |features| features.amx },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx2", kernels: None, needs: |_| false },
+    #[cfg(not(target_arch = "x86_64"))]
+    Row { name: "avx2-vnni", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "x86_64"))]
     Row { name: "avx512", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "x86_64"))]
@@ -238,6 +244,7 @@ mod tests {
 
     const NOTHING: Features = Features {
         avx2: false,
+        avx2_vnni: false,
         avx512: false,
         avx512_vnni: false,
         avx512_bf16: false,
@@ -258,6 +265,8 @@ mod tests {
         let newest = Features { avx512_vnni: true, ..new };
         let missing = [
             ("avx2", NOTHING),
+            ("avx2-vnni", old),
+            ("avx2-vnni", Features { avx512_vnni: true, ..new }),
             ("avx512", old),
             ("avx512-vnni", NOTHING),
             ("avx512-vnni", new),
@@ -279,6 +288,7 @@ mod tests {
         let new = Features { avx512: true, ..old };
         let newest = Features { avx512_vnni: true, ..new };
         assert_eq!(select_from(None, old).unwrap().name(), "avx2");
+        assert_eq!(select_from(None, Features { avx2_vnni: true, ..old }).unwrap().name(), "avx2-vnni");
         assert_eq!(select_from(None, new).unwrap().name(), "avx512");
         assert_eq!(select_from(None, newest).unwrap().name(), "avx512-vnni");
         let server = Features { amx: true, ..newest };
@@ -304,7 +314,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
         let error = Kernels::select(Some("altivec")).err().unwrap();
-        let expected = "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx512, avx512-vnni, \
+        let expected = "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx2-vnni, avx512, avx512-vnni, \
                         avx512-bf16, amx, neon";
         assert_eq!(error.to_string(), expected);
     }

@@ -10,7 +10,7 @@
 //!
 //! **Rows are independent.** What an operation computes for one row does not depend on how many other rows there
 //! are, nor on how rows or columns were split between threads: for one instruction set every sum is formed in the
-//! same order. Different instruction sets may differ in the last bits.
+//! same order. Different instruction sets may differ in the last bits, but not in products of quantised weights.
 
 mod activation;
 mod attention;

@@ -42,6 +42,7 @@ pub(crate) use kernel_tests;
 
 kernel_tests!(scalar = "scalar");
 kernel_tests!(avx2 = "avx2");
+kernel_tests!(avx2_vnni = "avx2-vnni");
 kernel_tests!(avx512 = "avx512");
 kernel_tests!(avx512_vnni = "avx512-vnni");
 kernel_tests!(avx512_bf16 = "avx512-bf16");

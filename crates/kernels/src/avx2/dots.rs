@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::Avx2;
-use crate::quantized::{Dots, LINE, PANEL};
+use crate::quantized::{Dots, LINE, MOST_GROUP, PANEL, registers, repeated};
 
 /// Proof as [`Avx2`], for weights of 8 bits.
 #[derive(Clone, Copy)]
@@ -24,18 +24,7 @@ pub(crate) struct Split<T> {
     odd: T,
 }
 
-type Pair<T> = [T; 2];
-
-macro_rules! registers {
-    ($($name:ident($($operand:ident: $type:ty),*) -> $result_type:ty = $result:expr;)+) => {$(
-        #[inline(always)]
-        fn $name(self, $($operand: $type),*) -> $result_type {
-            // SAFETY: `self` proves that the processor has these instructions; they touch registers, and memory only
-            // through references that are as long as the registers, at any alignment.
-            unsafe { $result }
-        }
-    )+};
-}
+pub(super) type Pair<T> = [T; 2];
 
 /// What does not depend on how products are formed.
 macro_rules! common {
@@ -80,13 +69,14 @@ macro_rules! common {
         }
     };
 }
+pub(super) use common;
 
 /// Both halves of a line.
 ///
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-pub(crate) unsafe fn line_halves(line: &[u8; LINE]) -> Pair<__m256i> {
+pub(super) unsafe fn line_halves(line: &[u8; LINE]) -> Pair<__m256i> {
     let halves = line.as_chunks::<32>().0;
     // SAFETY: the caller vouches for the instructions; the halves are as long as the registers.
     unsafe { [_mm256_loadu_si256(halves[0].as_ptr().cast()), _mm256_loadu_si256(halves[1].as_ptr().cast())] }
@@ -97,7 +87,7 @@ pub(crate) unsafe fn line_halves(line: &[u8; LINE]) -> Pair<__m256i> {
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-pub(crate) unsafe fn byte_halves(line: &[u8; LINE], part: usize) -> Pair<__m256i> {
+pub(super) unsafe fn byte_halves(line: &[u8; LINE], part: usize) -> Pair<__m256i> {
     // SAFETY: the caller vouches for the instructions.
     unsafe {
         let [a, b] = line_halves(line);
@@ -109,12 +99,6 @@ pub(crate) unsafe fn byte_halves(line: &[u8; LINE], part: usize) -> Pair<__m256i
             [_mm256_and_si256(a, low_halves), _mm256_and_si256(b, low_halves)]
         }
     }
-}
-
-/// Four bytes as a number that can be repeated.
-#[inline(always)]
-pub(crate) fn quad_bits(activations: [i8; 4]) -> i32 {
-    i32::from_le_bytes(activations.map(i8::cast_unsigned))
 }
 
 impl Bytes {
@@ -133,6 +117,7 @@ impl Dots for Bytes {
     type Quad = Split<__m256i>;
 
     const QUADS: usize = 1;
+    const RUN: usize = MOST_GROUP;
     const TILE_ROWS: usize = 4;
 
     common!();
@@ -157,7 +142,7 @@ impl Dots for Bytes {
             ]
         };
         quad(activations: [i8; 4]) -> Split<__m256i> = {
-            let quad = _mm256_set1_epi32(quad_bits(activations));
+            let quad = _mm256_set1_epi32(repeated(activations));
             Split { even: _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(quad)), odd: _mm256_srai_epi16::<8>(quad) }
         };
         dot(run: Pair<__m256i>, codes: Pair<Split<__m256i>>, quad: Split<__m256i>) -> Pair<__m256i> = {
@@ -188,7 +173,8 @@ impl Dots for Halves {
     type Quad = __m256i;
 
     const QUADS: usize = 2;
-    const TILE_ROWS: usize = 6;
+    const RUN: usize = 32;
+    const TILE_ROWS: usize = 4;
 
     common!();
 
@@ -202,7 +188,7 @@ impl Dots for Halves {
             ]
         };
         codes(line: &[u8; LINE], part: usize) -> Pair<__m256i> = byte_halves(line, part);
-        quad(activations: [i8; 4]) -> __m256i = _mm256_set1_epi32(quad_bits(activations));
+        quad(activations: [i8; 4]) -> __m256i = _mm256_set1_epi32(repeated(activations));
         dot(run: Pair<__m256i>, codes: Pair<__m256i>, quad: __m256i) -> Pair<__m256i> = [
             _mm256_add_epi16(run[0], _mm256_maddubs_epi16(codes[0], quad)),
             _mm256_add_epi16(run[1], _mm256_maddubs_epi16(codes[1], quad)),

@@ -2,6 +2,7 @@
 
 mod dots;
 mod vector;
+pub(crate) mod vnni;
 
 use dots::{Bytes, Halves};
 pub(crate) use vector::Avx2;

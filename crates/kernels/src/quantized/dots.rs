@@ -12,7 +12,7 @@ pub(crate) trait Dots: Copy {
     type Simd: Simd;
     /// Sixteen sums of 32 bits.
     type Sums: Copy;
-    /// Sixteen sums over at most [`super::RUN`] inputs, in whatever form is fastest.
+    /// Sixteen sums over at most [`Self::RUN`] inputs, in whatever form is fastest.
     type Run: Copy;
     /// Codes of four inputs for sixteen outputs.
     type Codes: Copy;
@@ -23,6 +23,8 @@ pub(crate) trait Dots: Copy {
 
     /// Quads of inputs in a line of packed weights: 1 for 8 bits, 2 for 4 bits.
     const QUADS: usize;
+    /// Inputs that a run may sum: [`super::RUN`] or a whole group.
+    const RUN: usize;
     /// Rows of a register tile.
     const TILE_ROWS: usize;
     /// Whether a register tile is four panels wide, rather than one.
@@ -61,3 +63,23 @@ pub(crate) trait Dots: Copy {
     /// Asks for the memory at an address that will be read soon; any address will do.
     fn prefetch(self, address: *const u8);
 }
+
+/// Four activations as one number, to be repeated in a register.
+#[inline(always)]
+pub(crate) fn repeated([a, b, c, d]: [i8; 4]) -> i32 {
+    // Not by `map`, which is not inlined into functions with other features.
+    i32::from_le_bytes([a.cast_unsigned(), b.cast_unsigned(), c.cast_unsigned(), d.cast_unsigned()])
+}
+
+/// Methods that are nothing but instructions.
+macro_rules! registers {
+    ($($name:ident($($operand:ident: $type:ty),*) -> $result_type:ty = $result:expr;)+) => {$(
+        #[inline(always)]
+        fn $name(self, $($operand: $type),*) -> $result_type {
+            // SAFETY: `self` proves that the processor has these instructions; they touch registers, and memory only
+            // through references that are as long as the registers, at any alignment.
+            unsafe { $result }
+        }
+    )+};
+}
+pub(crate) use registers;

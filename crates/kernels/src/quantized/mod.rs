@@ -18,7 +18,7 @@ mod rows;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub(crate) use dots::Dots;
+pub(crate) use dots::{Dots, registers, repeated};
 pub use packed::{CodeBits, GroupedRows, PackedDims, PackedMatrix};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use product::Panels;
@@ -38,8 +38,11 @@ pub(crate) const LINE: usize = 64;
 /// A line of packed weights.
 pub(crate) type Line = [u8; LINE];
 
-/// Inputs that are summed in whole numbers at a stretch; group sizes are multiples of it.
+/// Inputs that are summed in whole numbers at a stretch everywhere; group sizes are multiples of it.
 pub(crate) const RUN: usize = 32;
+
+/// Inputs of the largest group.
+pub(crate) const MOST_GROUP: usize = 64;
 
 /// The entry points of one instruction set.
 #[derive(Clone, Copy)]

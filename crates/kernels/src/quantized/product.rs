@@ -1,18 +1,20 @@
 //! Products of packed weights and quantised activations.
 //!
 //! # Tiles
-//! A register tile holds R rows × P panels of whole-number sums: per quad of inputs it loads P lines of codes and R
-//! activations for R · P dot products. At the end of a group the sums become floats and join the sums of the groups
-//! before, which lie in the first-level cache.
+//! A register tile holds R rows × P panels of whole-number sums and as many of floats: per quad of inputs it loads P
+//! lines of codes and R activations for R · P dot products; at the end of a group the sums become floats and join those
+//! of the groups before. Tiles of twice the size hide loads better, but then the floats do not stay in registers, and
+//! that costs more (`docs/perf-log.md`).
 //!
 //! Weights pass from memory once: a block of inputs ([`BLOCK`]) of the tile's panels stays in the first-level cache while
-//! all rows pass over it. 4-bit codes are taken apart in registers, which 24 dot products per line hide.
+//! all rows pass over it. 4-bit codes are taken apart in registers. A single row reads panels one by one, in the order
+//! they lie in.
 
 #![expect(clippy::needless_range_loop, reason = "several small arrays are indexed alike; iterators hide the tile")]
 
 use std::ops::Range;
 
-use super::{Dots, LINE, Line, PANEL, PackedDims, PackedMatrix, QuantizedRows, RUN};
+use super::{Dots, LINE, Line, PANEL, PackedDims, PackedMatrix, QuantizedRows};
 use crate::activation::{Activation, activate, silu_mul};
 use crate::dispatch::Kernels;
 use crate::elementwise::add_in_place;
@@ -112,10 +114,7 @@ const BLOCK: usize = 512;
 const ROWS: usize = 512;
 
 /// Panels of a register tile.
-const MOST_PANELS: usize = 4;
-
-/// Up to that many tiles of rows it is memory that limits, and panels are read one by one, in the order they lie in.
-const FEW_TILES: usize = 1;
+pub(crate) const MOST_PANELS: usize = 4;
 
 /// How far ahead weights are asked for while they stream.
 const AHEAD: usize = 2048;
@@ -129,8 +128,8 @@ pub(crate) fn matmul<P: Panels>(proof: P, problem: &QuantizedMatmul<'_>, mut out
         let rows = first_row..rows.end.min(first_row + ROWS);
         for column in columns.clone().step_by(MOST_PANELS * PANEL) {
             let end = columns.end.min(column + MOST_PANELS * PANEL);
-            let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
             let count = (end - column).div_ceil(PANEL);
+            let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
             for at in 0..count {
                 panels[at] = problem.weights.panel(column / PANEL + at);
             }
@@ -156,8 +155,8 @@ pub(crate) fn swiglu<P: Panels>(proof: P, problem: &QuantizedSwiglu<'_>, mut out
         let rows = first_row..rows.end.min(first_row + ROWS);
         for column in columns.clone().step_by(PAIRS * PANEL) {
             let end = columns.end.min(column + PAIRS * PANEL);
-            let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
             let count = (end - column).div_ceil(PANEL);
+            let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
             for at in 0..count {
                 panels[at] = problem.gate.panel(column / PANEL + at);
                 panels[count + at] = problem.up.panel(column / PANEL + at);
@@ -190,7 +189,8 @@ pub(crate) trait Panels: Copy {
     /// The proof for float operations.
     fn simd(self) -> Self::Simd;
 
-    /// All inputs of the panels (at most [`MOST_PANELS`]) with the rows: sums `[panels, rows]`.
+    /// All inputs of the panels (at most [`MOST_PANELS`]) with the rows: sums `[panels, rows]`, and behind them what may
+    /// be overwritten.
     fn multiply(
         self,
         x: &QuantizedRows<'_>,
@@ -218,14 +218,14 @@ impl<D: Dots> Panels for D {
         panels: &[&[Line]],
         sums: &mut [[f32; PANEL]],
     ) {
-        if D::WIDE
-            && rows.len() > FEW_TILES * D::TILE_ROWS
-            && let Some(panels) = panels.first_chunk::<MOST_PANELS>()
-        {
-            return blocks(self, x, dims, rows, panels, sums);
+        if D::WIDE && rows.len() > 1 {
+            // Too few panels are filled up with the first one: four take little longer than one.
+            let mut four = [panels[0]; MOST_PANELS];
+            four[..panels.len()].copy_from_slice(panels);
+            return by_group(self, x, dims, rows, &four, sums);
         }
         for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(rows.len())) {
-            blocks(self, x, dims, rows.clone(), &[*panel], sums);
+            by_group(self, x, dims, rows.clone(), &[*panel], sums);
         }
     }
 }
@@ -237,10 +237,13 @@ struct Block<'a, const P: usize> {
     first_group: usize,
     /// Groups of the block.
     groups: usize,
+    /// Whether nothing but one tile of rows passes over it, so that it comes from memory.
+    is_single: bool,
 }
 
+/// Makes the group a constant, so that loops over it are unrolled.
 #[inline(always)]
-fn blocks<D: Dots, const P: usize>(
+fn by_group<D: Dots, const P: usize>(
     dots: D,
     x: &QuantizedRows<'_>,
     dims: &PackedDims,
@@ -248,19 +251,38 @@ fn blocks<D: Dots, const P: usize>(
     panels: &[&[Line]; P],
     sums: &mut [[f32; PANEL]],
 ) {
+    if dims.group == 32 {
+        blocks::<D, 32, P>(dots, x, dims, rows, panels, sums);
+    } else {
+        blocks::<D, 64, P>(dots, x, dims, rows, panels, sums);
+    }
+}
+
+#[inline(always)]
+fn blocks<D: Dots, const G: usize, const P: usize>(
+    dots: D,
+    x: &QuantizedRows<'_>,
+    dims: &PackedDims,
+    rows: Range<usize>,
+    panels: &[&[Line]; P],
+    sums: &mut [[f32; PANEL]],
+) {
+    let cell_lines = G / 4 / D::QUADS + 1;
     // A single tile of rows passes over the weights only once, wherever they are.
-    let block = if rows.len() <= D::TILE_ROWS { dims.groups() } else { BLOCK / dims.group };
+    let is_single = rows.len() <= D::TILE_ROWS;
+    let most = if is_single { dims.groups() } else { BLOCK / G };
+    let block = dims.groups().div_ceil(dims.groups().div_ceil(most));
     for first_group in (0..dims.groups()).step_by(block) {
         let groups = block.min(dims.groups() - first_group);
-        let lines = first_group * dims.cell_lines()..(first_group + groups) * dims.cell_lines();
-        let mut block = Block { panels: *panels, first_group, groups };
+        let lines = first_group * cell_lines..(first_group + groups) * cell_lines;
+        let mut block = Block { panels: *panels, first_group, groups, is_single };
         for panel in &mut block.panels {
             *panel = &panel[lines.clone()];
         }
         for row in rows.clone().step_by(D::TILE_ROWS) {
             let tile_rows = (rows.end - row).min(D::TILE_ROWS);
             let place = Place { row, first: row - rows.start, rows: rows.len() };
-            by_tile_rows!(D, tile_rows, tile::<D; R, P>(dots, x, dims, &block, &place, sums));
+            by_tile_rows!(D, tile_rows, tile::<D, G; R, P>(dots, x, dims, &block, &place, sums));
         }
     }
 }
@@ -277,7 +299,7 @@ struct Place {
 
 /// R rows × P panels of a block: joins what `sums` hold of the blocks before.
 #[inline(always)]
-fn tile<D: Dots, const R: usize, const P: usize>(
+fn tile<D: Dots, const G: usize, const R: usize, const P: usize>(
     dots: D,
     x: &QuantizedRows<'_>,
     dims: &PackedDims,
@@ -285,10 +307,10 @@ fn tile<D: Dots, const R: usize, const P: usize>(
     place: &Place,
     sums: &mut [[f32; PANEL]],
 ) {
-    let run_lines = RUN / 4 / D::QUADS;
-    let cell_lines = dims.group / 4 / D::QUADS + 1;
-    let runs = dims.group / RUN;
-    let x = x_rows::<R>(x, dims, place.row, block.first_group, block.groups);
+    let code_lines = G / 4 / D::QUADS;
+    let cell_lines = code_lines + 1;
+    let run_lines = code_lines.min(D::RUN / 4 / D::QUADS);
+    let x = x_rows::<G, R>(x, dims, place.row, block.first_group, block.groups);
     let mut floats = [[dots.splat(0.0); P]; R];
     if block.first_group > 0 {
         for r in 0..R {
@@ -302,21 +324,28 @@ fn tile<D: Dots, const R: usize, const P: usize>(
         for p in 0..P {
             cells[p] = &block.panels[p][group * cell_lines..][..cell_lines];
         }
+        if block.is_single {
+            for p in 0..P {
+                for line in cells[p] {
+                    dots.prefetch(line.as_ptr().wrapping_add(AHEAD));
+                }
+            }
+        }
         let mut totals = [[dots.zero(); P]; R];
-        for run in 0..runs {
+        for first_line in (0..code_lines).step_by(run_lines) {
             let mut lines = cells;
             for p in 0..P {
-                lines[p] = &cells[p][run * run_lines..][..run_lines];
+                lines[p] = &cells[p][first_line..][..run_lines];
             }
             let mut quads: [&[[i8; 4]]; R] = [&[]; R];
             for r in 0..R {
-                quads[r] = x.codes[r][group * runs + run].as_chunks().0;
+                quads[r] = &x.codes[r][group].as_chunks().0[first_line * D::QUADS..][..run_lines * D::QUADS];
             }
             run_sums(dots, &lines, &quads, &mut totals);
         }
         let mut factors = [(dots.splat(0.0), dots.splat(0.0)); P];
         for p in 0..P {
-            let (halves, _) = cells[p][cell_lines - 1].as_chunks();
+            let (halves, _) = cells[p][code_lines].as_chunks();
             factors[p] = (dots.widen(&halves[0]), dots.widen(&halves[1]));
         }
         for r in 0..R {
@@ -362,9 +391,6 @@ fn run_sums<D: Dots, const R: usize, const P: usize>(
                 }
             }
         }
-        for p in 0..P {
-            dots.prefetch(lines[p][line].as_ptr().wrapping_add(AHEAD));
-        }
     }
     for r in 0..R {
         for p in 0..P {
@@ -374,24 +400,24 @@ fn run_sums<D: Dots, const R: usize, const P: usize>(
 }
 
 /// A block's part of R rows of x.
-struct Rows<'a, const R: usize> {
-    codes: [&'a [[i8; RUN]]; R],
+struct Rows<'a, const G: usize, const R: usize> {
+    codes: [&'a [[i8; G]]; R],
     scales: [&'a [f32]; R],
     sums: [&'a [f32]; R],
 }
 
 #[inline(always)]
-fn x_rows<'a, const R: usize>(
+fn x_rows<'a, const G: usize, const R: usize>(
     x: &QuantizedRows<'a>,
     dims: &PackedDims,
     row: usize,
     first_group: usize,
     groups: usize,
-) -> Rows<'a, R> {
+) -> Rows<'a, G, R> {
     let mut rows = Rows { codes: [&[]; R], scales: [&[]; R], sums: [&[]; R] };
     for r in 0..R {
         let first = (row + r) * dims.groups() + first_group;
-        rows.codes[r] = x.codes[first * dims.group..][..groups * dims.group].as_chunks().0;
+        rows.codes[r] = x.codes[first * G..][..groups * G].as_chunks().0;
         rows.scales[r] = &x.scales[first..][..groups];
         rows.sums[r] = &x.sums[first..][..groups];
     }

@@ -1,6 +1,6 @@
 //! Activations in 8 bits: one scale per row and group of inputs.
 
-use super::RUN;
+use super::MOST_GROUP;
 use crate::dispatch::Kernels;
 use crate::simd::Simd;
 
@@ -62,7 +62,7 @@ pub(crate) fn quantize<S: Simd>(simd: S, x: &[f32], inputs: usize, out: Quantize
             if x.len() == group {
                 (*scale, *sum) = quantize_group(simd, x, codes);
             } else {
-                let mut padded = [0.0; 2 * RUN];
+                let mut padded = [0.0; MOST_GROUP];
                 padded[..x.len()].copy_from_slice(x);
                 (*scale, *sum) = quantize_group(simd, &padded[..group], codes);
             }

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::Scalar;
-use crate::quantized::{Dots, LINE, PANEL};
+use crate::quantized::{Dots, LINE, MOST_GROUP, PANEL};
 
 /// Plain Rust, for weights of that many bits.
 #[derive(Clone, Copy)]
@@ -18,6 +18,7 @@ impl<const BITS: usize> Dots for ScalarDots<BITS> {
     type Floats = [f32; PANEL];
 
     const QUADS: usize = 8 / BITS;
+    const RUN: usize = MOST_GROUP;
     const TILE_ROWS: usize = 1;
     const WIDE: bool = false;
 
