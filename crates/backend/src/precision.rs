@@ -89,7 +89,10 @@ impl Precision {
 
 /// Quantises a float matrix on `threads` threads, range of rows by range of rows; what was read is given back at once.
 /// `None` where codes cannot hold it.
-pub(crate) fn quantize(data: &TensorData, layout: GroupedLayout, threads: usize) -> Result<Option<GroupedTensor>> {
+///
+/// # Errors
+/// When the tensor is not of a float type, or no matrix of the layout.
+pub fn quantize(data: &TensorData, layout: GroupedLayout, threads: usize) -> Result<Option<GroupedTensor>> {
     let outputs = data.shape()[0];
     let mut codes = vec![0; outputs * layout.row_bytes()];
     let mut scales = vec![Default::default(); outputs * layout.groups()];

@@ -29,6 +29,8 @@ pub(crate) enum Origin<'a> {
 pub struct Held {
     /// The model's name of it.
     pub name: String,
+    /// The checkpoint's name of it; the model's where there is no checkpoint.
+    pub stored: String,
     /// Its extents.
     pub shape: Vec<usize>,
     /// What it is used for.

@@ -299,7 +299,8 @@ impl<'a, B: Backend> Weights<'a, B> {
 
     fn held(&self, name: String, role: Role, shape: &[usize], bytes: usize) {
         if let Some(on_weight) = self.shared.source.on_weight {
-            on_weight(Held { name, shape: shape.to_vec(), role, part: self.part, bytes: bytes as u64 });
+            let stored = self.shared.names.get(&name).unwrap_or(&name).clone();
+            on_weight(Held { name, stored, shape: shape.to_vec(), role, part: self.part, bytes: bytes as u64 });
         }
     }
 

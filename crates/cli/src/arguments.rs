@@ -2,6 +2,7 @@
 
 mod bench;
 mod precision;
+mod quantize;
 mod shared;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use crate::output::OutPath;
 
 pub(crate) use bench::BenchArgs;
+pub(crate) use quantize::QuantizeArgs;
 pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, SamplingArgs};
 use shared::{out_path, positive};
 
@@ -60,6 +62,7 @@ pub(crate) enum Command {
     List(ListArgs),
     Rm(RmArgs),
     Show(ShowArgs),
+    Quantize(QuantizeArgs),
     Eval(Box<EvalArgs>),
     Bench(Box<BenchArgs>),
     Completions(CompletionsArgs),

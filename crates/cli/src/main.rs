@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::List(args) => commands::list::run(args),
         Command::Rm(args) => commands::rm::run(args),
         Command::Show(args) => commands::show::run(args),
+        Command::Quantize(args) => commands::quantize::run(args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Completions(args) => commands::completions::run(args),
         Command::Eval(args) => match &args.command {

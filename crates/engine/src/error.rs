@@ -97,6 +97,14 @@ pub enum Error {
         /// What was asked for.
         asked: &'static str,
     },
+    /// A folder that a quantised model cannot be written to.
+    #[error("{}: {reason}", path.display())]
+    Target {
+        /// The folder.
+        path: PathBuf,
+        /// What is in the way.
+        reason: String,
+    },
     /// This request hit a bug; the engine goes on.
     #[error("the request failed inside the engine: {message}")]
     Panicked {
@@ -164,6 +172,7 @@ impl Error {
             Self::Unrepeatable { .. } | Self::BatchDiffers { .. } => {
                 "this is a bug; please report it with the command line"
             }
+            Self::Target { .. } => "give another folder, or --force to replace a model that is there",
             Self::Panicked { .. } => "this is a bug; please report it with the request that caused it",
             _ => return None,
         };

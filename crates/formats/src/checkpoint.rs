@@ -58,8 +58,26 @@ impl Checkpoint {
                 tensors.insert(tensor, data);
             }
         }
+        Self::new(tensors, metadata, || Quantization::of_files(files))
+    }
+
+    /// The weights of one file, with the `config.json` that belongs to it. Callable on arbitrary bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_safetensors(file: Safetensors, config: &[u8]) -> Result<Self> {
+        let metadata = file.metadata().clone();
+        Self::new(file.into_tensors(), metadata, || Quantization::of_bytes(config, "config.json"))
+    }
+
+    /// `quantization` is asked for if there are quantised modules.
+    fn new(
+        tensors: BTreeMap<String, TensorData>,
+        metadata: BTreeMap<String, String>,
+        quantization: impl FnOnce() -> Result<Quantization>,
+    ) -> Result<Self> {
         let is_mlx = metadata.get("format").is_some_and(|format| format == "mlx");
-        Ok(Self { tensors: stored(tensors, is_mlx, files)?, metadata })
+        Ok(Self { tensors: stored(tensors, is_mlx, quantization)?, metadata })
     }
 
     /// A checkpoint in memory, for tests. Of two tensors with one name, the later wins.
@@ -114,7 +132,7 @@ impl Checkpoint {
 fn stored(
     mut tensors: BTreeMap<String, TensorData>,
     is_mlx: bool,
-    files: &ModelFiles,
+    quantization: impl FnOnce() -> Result<Quantization>,
 ) -> Result<BTreeMap<String, StoredTensor>> {
     let modules: Vec<String> = tensors
         .keys()
@@ -123,7 +141,7 @@ fn stored(
         .collect();
     let mut stored = BTreeMap::new();
     if !modules.is_empty() {
-        let quantization = Quantization::of_files(files)?;
+        let quantization = quantization()?;
         for module in modules {
             let name = format!("{module}.weight");
             let wrong = |message: &str| Error::BadQuantizedTensor { tensor: name.clone(), message: message.into() };

@@ -49,9 +49,12 @@ impl ModelFiles {
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
-        let label = path.display().to_string();
-        let model = GgufModel::new(&Gguf::parse(SharedBytes::open(path)?, &label)?)?;
-        Ok(Self { label, source: Source::Gguf { path: path.into(), model: Arc::new(model) } })
+        Self::from_gguf(path, &Gguf::parse(SharedBytes::open(path)?, &path.display().to_string())?)
+    }
+
+    pub(crate) fn from_gguf(path: &Path, gguf: &Gguf) -> Result<Self> {
+        let model = Arc::new(GgufModel::new(gguf)?);
+        Ok(Self { label: gguf.label().to_owned(), source: Source::Gguf { path: path.into(), model } })
     }
 
     /// Files built into the program: `(name, content)` pairs.

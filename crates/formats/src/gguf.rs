@@ -10,9 +10,11 @@ mod model;
 mod tokenizer;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::bytes::SharedBytes;
 use crate::error::{Error, Result};
+use crate::files::ModelFiles;
 
 pub(crate) use blocks::BlockTensor;
 pub(crate) use model::GgufModel;
@@ -116,6 +118,14 @@ impl Gguf {
     /// A tensor under the name that the file gives it.
     pub fn stored(&self, name: &str) -> Option<crate::StoredTensor> {
         self.tensors.get(name).cloned().map(crate::StoredTensor::blocks)
+    }
+
+    /// The file as the files of a published model.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for what is missing or not supported, [`Error::BadGgufTensor`].
+    pub fn model_files(&self) -> Result<ModelFiles> {
+        ModelFiles::from_gguf(Path::new(&self.label), self)
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Option<&BlockTensor> {

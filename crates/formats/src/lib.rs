@@ -1,12 +1,13 @@
 //! Model files: safetensors, config.json, model folders; bytes in, named views out.
 //!
 //! What it never holds: a model's arithmetic (numbers are only converted from one format to another), network, model
-//! names outside `canonical`.
+//! names outside `canonical`, `gguf` and `mlx_name`.
 //!
 //! - [`ModelFiles`]: the files of one model, in a folder or embedded in the binary.
 //! - [`Config`]: `config.json` in one canonical form, whatever wrote it.
 //! - [`Checkpoint`]: every weight of a model by name, over one or many safetensors files or in a GGUF file.
 //! - [`WeightData`]: a matrix as floats or, whatever format it was quantised in, as a [`GroupedTensor`].
+//! - [`CheckpointWriter`]: the way back, for quantised checkpoints.
 //! - [`hub_cache`]: where the Hugging Face tools keep models on this machine.
 #![deny(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod quantize;
 mod safetensors;
 mod stored;
 mod tensor;
+mod writer;
 
 pub use bytes::SharedBytes;
 pub use checkpoint::Checkpoint;
@@ -40,3 +42,4 @@ pub use quantization::{ModuleQuantization, Quantization};
 pub use safetensors::Safetensors;
 pub use stored::StoredTensor;
 pub use tensor::TensorData;
+pub use writer::{CheckpointWriter, mlx_name};

@@ -49,13 +49,19 @@ impl Quantization {
 
     /// The quantisation that a model with quantised weights must state.
     pub(crate) fn of_files(files: &ModelFiles) -> Result<Self> {
-        let file = files.label_of("config.json");
-        let found = match files.json("config.json")? {
-            Some(Value::Object(root)) => Self::from_config(&root, &file)?,
+        let config = files.bytes("config.json")?;
+        Self::of_bytes(config.as_deref().unwrap_or(b"{}"), &files.label_of("config.json"))
+    }
+
+    /// [`Quantization::of_files`] of the bytes of a `config.json`.
+    pub(crate) fn of_bytes(config: &[u8], file: &str) -> Result<Self> {
+        let config = serde_json::from_slice(config).map_err(|source| Error::NotJson { file: file.into(), source })?;
+        let found = match config {
+            Value::Object(root) => Self::from_config(&root, file)?,
             _ => None,
         };
         let missing = || "missing, but there are quantised weights".into();
-        found.ok_or_else(|| Error::Value { file, key: "quantization".into(), message: missing() })
+        found.ok_or_else(|| Error::Value { file: file.into(), key: "quantization".into(), message: missing() })
     }
 
     /// Reads `quantization` or `quantization_config` at the root or in `text_config`.

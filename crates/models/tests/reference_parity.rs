@@ -86,6 +86,31 @@ fn logits_equal_the_reference() {
     }
 }
 
+/// Checkpoints that MLX quantised, against the logits that MLX computed from them.
+#[test]
+fn codes_give_the_logits_of_mlx() {
+    for (family, folder) in
+        [("idefics3", "idefics3_mlx4_gs32"), ("idefics3", "idefics3_mlx4_bf16"), ("smolvlm", "smolvlm_mlx8")]
+    {
+        let files = files(&format!("mlx/{folder}"));
+        let (config, checkpoint) = (Config::load(&files).unwrap(), Checkpoint::open(&files).unwrap());
+        let model = ocelli_models::load(&ReferenceBackend, &config, &checkpoint).unwrap();
+        let bytes = files.bytes("reference_mlx.safetensors").unwrap().unwrap();
+        let expected = Safetensors::parse(bytes, folder).unwrap();
+        // The same picture and prompt as those of the family's float checkpoint.
+        let fixture = Fixture { model, ..Fixture::open(family) };
+        let ids = expected.tensor("in.input_ids").unwrap().to_i64().unwrap();
+        assert_eq!(ids, fixture.tensor("in.input_ids").to_i64().unwrap());
+        let mut kv = KvCache::new(&ReferenceBackend, fixture.model.kv_shape());
+        let sequence = kv.start();
+        let x = fixture.embed();
+        let step: Step = kv.step(&[(sequence, x.rows())]);
+        let logits = fixture.model.logits(&fixture.model.forward(&x, &step, &mut kv));
+        let worst = difference(&logits.to_vec(), &expected.tensor("out.logits").unwrap().to_f32().unwrap());
+        assert!(worst < 3e-3, "{folder}: logits differ by {worst}");
+    }
+}
+
 #[test]
 fn one_token_at_a_time_gives_the_same_logits() {
     for family in FAMILIES {

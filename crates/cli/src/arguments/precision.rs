@@ -30,7 +30,7 @@ pub(crate) struct PrecisionArgs {
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum QuantArg {
+pub(crate) enum QuantArg {
     /// As they are stored (default)
     #[default]
     None,
@@ -41,7 +41,7 @@ enum QuantArg {
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum QuantVisionArg {
+pub(crate) enum QuantVisionArg {
     /// As they are stored (default)
     #[default]
     None,
@@ -52,19 +52,29 @@ enum QuantVisionArg {
 impl PrecisionArgs {
     /// `options` with what was asked for.
     pub(super) fn apply(&self, options: EngineOptions) -> EngineOptions {
-        let quant = match self.quant {
-            QuantArg::None => Quant::None,
-            QuantArg::Q8 => Quant::Q8,
-            QuantArg::Q4 => Quant::Q4,
-        };
-        let quant_vision = match self.quant_vision {
-            QuantVisionArg::None => Quant::None,
-            QuantVisionArg::Q8 => Quant::Q8,
-        };
         let folder = if self.no_pack_cache { None } else { pack_folder(|name| std::env::var_os(name)) };
         let max_bytes = self.pack_cache_size.unwrap_or(PackCache::DEFAULT_MAX_BYTES);
         let pack_cache = folder.map(|folder| PackCache { folder, max_bytes });
-        EngineOptions { quant, quant_vision, pack_cache, ..options }
+        EngineOptions { quant: self.quant.into(), quant_vision: self.quant_vision.into(), pack_cache, ..options }
+    }
+}
+
+impl From<QuantArg> for Quant {
+    fn from(quant: QuantArg) -> Self {
+        match quant {
+            QuantArg::None => Self::None,
+            QuantArg::Q8 => Self::Q8,
+            QuantArg::Q4 => Self::Q4,
+        }
+    }
+}
+
+impl From<QuantVisionArg> for Quant {
+    fn from(quant: QuantVisionArg) -> Self {
+        match quant {
+            QuantVisionArg::None => Self::None,
+            QuantVisionArg::Q8 => Self::Q8,
+        }
     }
 }
 

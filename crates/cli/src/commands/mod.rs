@@ -8,6 +8,7 @@ pub(crate) mod eval_demo;
 pub(crate) mod eval_parity;
 pub(crate) mod list;
 pub(crate) mod pull;
+pub(crate) mod quantize;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod show;

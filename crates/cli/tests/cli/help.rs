@@ -16,6 +16,7 @@ fn every_command_explains_itself_with_examples() {
         "list",
         "rm",
         "show",
+        "quantize",
         "eval",
         "eval demo",
         "eval parity",

@@ -83,3 +83,23 @@ fn models_in_the_cache_are_listed_used_and_removed() {
     assert!(removed.stderr.starts_with("removed tiny/qwen2, ") && !folder.exists(), "{removed:?}");
     assert_eq!(scratch.run(["rm", "tiny/qwen2"]).code, 3);
 }
+
+#[test]
+fn a_model_is_written_with_smaller_weights() {
+    let scratch = Scratch::new();
+    let folder = repository("fixtures/qwen2");
+    let arguments = ["quantize", folder.to_str().unwrap(), "small", "--quant", "q4"];
+    let ran = scratch.run(arguments);
+    for part in ["decoder", "4-bit/64", "embedding", "8-bit/64", "norms, biases", "small: "] {
+        assert!(ran.ok().contains(part), "{part} in {ran:?}");
+    }
+    let shown = scratch.run(["show", "small", "--json"]);
+    shown.ok();
+    assert_eq!(shown.objects()[0]["supported"], true);
+    let answer = scratch.run(["run", "--model", "small", "--raw", "once", "--max-tokens", "2"]);
+    answer.ok();
+    let again = scratch.run(arguments);
+    assert_eq!(again.code, 3);
+    assert!(again.stderr.contains("small: the folder is not empty") && again.stderr.contains("--force"), "{again:?}");
+    scratch.run(arguments.into_iter().chain(["--force", "--json"])).ok();
+}
