@@ -4,6 +4,7 @@
 //! and gets its name when it is complete: whatever goes wrong, nothing is left behind.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -59,17 +60,17 @@ pub struct QuantizedKind {
 }
 
 /// Writes a model's files to the folder `target` with the precision of `options`. A folder that is there already is
-/// replaced with `force` only, and only where it is a model's.
+/// replaced with `force` only, and only where it is a model's. `progress` hears of every tensor and may end the work.
 ///
 /// # Errors
-/// [`Error::InvalidOption`] without a precision to quantise to, [`Error::AlreadyQuantized`], [`Error::Target`], and
+/// [`Error::Cancelled`] when it was ended, [`Error::InvalidOption`] without a precision to quantise to, [`Error::AlreadyQuantized`], [`Error::Target`], and
 /// whatever keeps the model from being loaded or files from being written.
 pub fn quantize(
     files: &ModelFiles,
     target: &Path,
     options: &EngineOptions,
     force: bool,
-    progress: &dyn Fn(LoadProgress),
+    progress: &dyn Fn(LoadProgress) -> ControlFlow<()>,
 ) -> Result<QuantizeReport> {
     let start = Instant::now();
     options.validate()?;
@@ -109,7 +110,7 @@ struct Job<'a> {
     model_type: &'a str,
     is_mlx: bool,
     threads: usize,
-    progress: &'a dyn Fn(LoadProgress),
+    progress: &'a dyn Fn(LoadProgress) -> ControlFlow<()>,
 }
 
 struct Outcome {
@@ -132,7 +133,9 @@ impl Job<'_> {
             let sum = sums.entry((kind_of(weight), stored)).or_default();
             sum.add(&one, before);
             done += before;
-            (self.progress)(LoadProgress { done, total });
+            if (self.progress)(LoadProgress { done, total }).is_break() {
+                return Err(Error::Cancelled);
+            }
         }
         writer.finish()?;
         let mut kinds: Vec<QuantizedKind> =

@@ -1,12 +1,17 @@
 //! Quantised models in every layout: what `quantize` writes, and GGUF files.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ocelli_engine::{Cancel, EngineOptions, Error, LoadedModel, LogitRows, Prefill, Quant, quantize};
+use ocelli_engine::{Cancel, EngineOptions, Error, LoadProgress, LoadedModel, LogitRows, Prefill, Quant, quantize};
 use ocelli_formats::{Checkpoint, ModelFiles, Safetensors};
 use ocelli_testkit::{GgufWriter, gguf_type};
 use serde_json::Value;
+
+fn go_on(_: LoadProgress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 fn fixture(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(family)
@@ -48,7 +53,7 @@ fn a_written_model_answers_as_one_quantised_on_load() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("written");
         let files = ModelFiles::open(fixture(family)).unwrap();
-        let report = quantize(&files, &target, &options, false, &|_| ()).unwrap();
+        let report = quantize(&files, &target, &options, false, &go_on).unwrap();
         let expected = logits(&mut load(&fixture(family), &options), family);
         let found = logits(&mut load(&target, &EngineOptions { threads: Some(2), ..EngineOptions::new() }), family);
         assert!(found == expected, "{family}: the logits differ");
@@ -65,7 +70,7 @@ fn a_written_model_answers_as_one_quantised_on_load() {
         // Nothing is left beside it.
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         let again =
-            quantize(&ModelFiles::open(&target).unwrap(), &folder.path().join("twice"), &options, false, &|_| ());
+            quantize(&ModelFiles::open(&target).unwrap(), &folder.path().join("twice"), &options, false, &go_on);
         assert!(matches!(again, Err(Error::AlreadyQuantized { .. })));
     }
 }
@@ -76,7 +81,7 @@ fn a_vision_tower_is_quantised_where_its_rows_are_whole_groups() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("written");
     let files = ModelFiles::open(fixture("smolvlm")).unwrap();
-    let report = quantize(&files, &target, &options(Quant::None, Quant::Q8, None), false, &|_| ()).unwrap();
+    let report = quantize(&files, &target, &options(Quant::None, Quant::Q8, None), false, &go_on).unwrap();
     let vision: Vec<&str> =
         report.kinds.iter().filter(|kind| kind.kind == "vision").map(|kind| kind.stored.as_str()).collect();
     assert!(vision.contains(&"8-bit/64") && vision.contains(&"8-bit/32") && vision.contains(&"F32"), "{vision:?}");
@@ -92,7 +97,7 @@ fn what_is_there_is_replaced_only_when_asked() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("written");
     let (files, options) = (ModelFiles::open(fixture("qwen2")).unwrap(), options(Quant::Q8, Quant::None, None));
-    let write = |force| quantize(&files, &target, &options, force, &|_| ());
+    let write = |force| quantize(&files, &target, &options, force, &go_on);
     let message = |force| write(force).unwrap_err().to_string();
     std::fs::create_dir_all(target.join("letters")).unwrap();
     std::fs::write(target.join("letters/a.txt"), "dear").unwrap();
@@ -109,7 +114,10 @@ fn what_is_there_is_replaced_only_when_asked() {
     std::fs::write(&target, "a file").unwrap();
     assert!(message(true).ends_with("there is a file of this name"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
-    let nothing = quantize(&files, &target, &EngineOptions::new(), false, &|_| ()).unwrap_err();
+    let ended = quantize(&files, &folder.path().join("other"), &options, false, &|_| ControlFlow::Break(()));
+    assert!(matches!(ended, Err(Error::Cancelled)));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+    let nothing = quantize(&files, &target, &EngineOptions::new(), false, &go_on).unwrap_err();
     assert_eq!(nothing.to_string(), "quant is none, expected q4 or q8");
 }
 
@@ -281,7 +289,7 @@ fn mlx_reads_what_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("written");
         let files = ModelFiles::open(fixture(family)).unwrap();
-        quantize(&files, &target, &options(quant, Quant::None, None), false, &|_| ()).unwrap();
+        quantize(&files, &target, &options(quant, Quant::None, None), false, &go_on).unwrap();
         let mut model = load(&target, &EngineOptions::new());
         let values = logits(&mut model, family);
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

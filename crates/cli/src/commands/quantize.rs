@@ -1,12 +1,14 @@
 //! `ocelli quantize`: a model with smaller weights.
 
 use std::cell::Cell;
+use std::ops::ControlFlow;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ocelli_engine::{EngineOptions, QuantizeReport, QuantizedKind, quantize};
 
 use crate::arguments::QuantizeArgs;
 use crate::exit::{Exit, Failure, Outcome, exit_of};
+use crate::interrupt::Graceful;
 use crate::model::find;
 use crate::terminal::{bytes, draw_target, print, remark};
 
@@ -21,14 +23,18 @@ pub(crate) fn run(args: &QuantizeArgs) -> Outcome {
     let bar = ProgressBar::with_draw_target(Some(1), draw_target());
     let template = "{bar:24} {bytes:>10} of {total_bytes} {bytes_per_sec:>12} {eta:>4}";
     bar.set_style(ProgressStyle::with_template(template).expect("the template is a constant"));
-    let started = Cell::new(false);
+    let (started, graceful) = (Cell::new(false), Graceful::begin());
     let outcome = quantize(&files, &args.target, &options, args.force, &|progress| {
         if !started.replace(true) {
             bar.set_length(progress.total);
         }
         bar.set_position(progress.done);
+        if graceful.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.finish_and_clear();
+    if matches!(outcome, Err(ocelli_engine::Error::Cancelled)) {
+        return Ok(Exit::Interrupted);
+    }
     let report = outcome.map_err(|error| Failure::new(exit_of(&error, Exit::Model), error))?;
     if args.json {
         print(&format!("{}\n", serde_json::to_string(&report)?))?;
