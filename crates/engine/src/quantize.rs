@@ -80,7 +80,8 @@ pub fn quantize(
     check_target(target, force)?;
     let (config, checkpoint) = (Config::load(files)?, Checkpoint::open(files)?);
     check_precision(files.label(), &checkpoint, options)?;
-    let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa.clone() })?;
+    let backend =
+        CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa.clone(), ..CpuOptions::default() })?;
     let source = WeightSource::from(&checkpoint).with_precision(options.precision());
     let plan = Plan::make(&backend, &config, source)?;
     let unfinished = Unfinished::create(target)?;
