@@ -1,5 +1,7 @@
 //! Quantised models in every layout: what `quantize` writes, and GGUF files.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
