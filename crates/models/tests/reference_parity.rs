@@ -89,9 +89,12 @@ fn logits_equal_the_reference() {
 /// Checkpoints that MLX quantised, against the logits that MLX computed from them.
 #[test]
 fn codes_give_the_logits_of_mlx() {
-    for (family, folder) in
-        [("idefics3", "idefics3_mlx4_gs32"), ("idefics3", "idefics3_mlx4_bf16"), ("smolvlm", "smolvlm_mlx8")]
-    {
+    for (family, folder, tolerance) in [
+        ("idefics3", "idefics3_mlx4_gs32", 3e-3),
+        // MLX computed this one in bfloat16; its own result in float32 is as far away.
+        ("idefics3", "idefics3_mlx4_bf16", 5e-2),
+        ("smolvlm", "smolvlm_mlx8", 3e-3),
+    ] {
         let files = files(&format!("mlx/{folder}"));
         let (config, checkpoint) = (Config::load(&files).unwrap(), Checkpoint::open(&files).unwrap());
         let model = ocelli_models::load(&ReferenceBackend, &config, &checkpoint).unwrap();
