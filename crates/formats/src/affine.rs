@@ -90,8 +90,19 @@ impl AffineTensor {
     pub(crate) fn load(&self) -> Result<WeightData> {
         let (scales, biases) = (self.scales.to_f32()?, self.biases.to_f32()?);
         let largest = scales.iter().fold(0f32, |largest, scale| largest.max(scale.abs()));
-        let half = |values: &[f32]| values.iter().map(|&value| to_half(value, largest)).collect::<Option<Vec<f16>>>();
-        let (Some(half_scales), Some(half_biases)) = (half(&scales), half(&biases)) else {
+        let halves: Option<Vec<(f16, f16)>> = scales
+            .iter()
+            .zip(&biases)
+            .map(|(&scale, &bias)| {
+                let half = to_half(scale, largest)?;
+                // What rounding takes from the scale, the offset gives back to the codes in the middle; zeros stay zero.
+                let middle = if bias == 0.0 { 0.0 } else { f32::from(1u8 << (self.bits - 1)) };
+                Some((half, to_half(bias + (scale - half.to_f32()) * middle, largest)?))
+            })
+            .collect();
+        let Some((half_scales, half_biases)) =
+            halves.map(|halves| halves.into_iter().unzip::<f16, f16, Vec<_>, Vec<_>>())
+        else {
             return self.to_bfloat16(&scales, &biases);
         };
         let repeat = |values: Vec<f16>| match self.group {
