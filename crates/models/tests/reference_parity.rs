@@ -95,7 +95,8 @@ fn codes_give_the_logits_of_mlx() {
         ("idefics3", "idefics3_mlx4_bf16", 5e-2),
         ("smolvlm", "smolvlm_mlx8", 3e-3),
     ] {
-        let files = files(&format!("mlx/{folder}"));
+        let data = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/mlx");
+        let files = ModelFiles::open(data.join(folder)).unwrap();
         let (config, checkpoint) = (Config::load(&files).unwrap(), Checkpoint::open(&files).unwrap());
         let model = ocelli_models::load(&ReferenceBackend, &config, &checkpoint).unwrap();
         let bytes = files.bytes("reference_mlx.safetensors").unwrap().unwrap();
