@@ -44,7 +44,8 @@ impl GroupedTensor {
         let mut codes = vec![0; n_rows * layout.row_bytes()];
         let mut scales = vec![f16::ZERO; n_rows * groups];
         let mut offsets = vec![f16::ZERO; n_rows * groups];
-        let mut row_values = vec![0.0; inputs];
+        // A tensor without rows may claim rows of any length.
+        let mut row_values = vec![0.0; if n_rows == 0 { 0 } else { inputs }];
         for (at, row) in rows.enumerate() {
             weights.read_f32(row * inputs, &mut row_values)?;
             let codes = &mut codes[at * layout.row_bytes()..][..layout.row_bytes()];

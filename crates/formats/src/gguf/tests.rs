@@ -152,6 +152,15 @@ fn scales_that_no_f16_holds_become_bfloat16() {
     assert_eq!(loaded.to_f32().unwrap(), [1000.0; 32]);
 }
 
+/// Found by fuzzing: no rows, each of which claims to be longer than any memory.
+#[test]
+fn tensors_without_rows_take_no_memory() {
+    for kind in [gguf_type::Q4_0, gguf_type::Q8_0, 12, 14] {
+        let gguf = parse(GgufWriter::default().tensor("w", &[0, 1 << 52], kind, Vec::new()).finish()).unwrap();
+        assert_eq!(gguf.stored("w").unwrap().load().unwrap().n_elements(), 0);
+    }
+}
+
 /// A two-layer file whose every matrix is told by its first number.
 fn model(architecture: &str) -> GgufWriter {
     let key = |name: &str| format!("{architecture}.{name}");
