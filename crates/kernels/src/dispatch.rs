@@ -110,13 +110,15 @@ pub(crate) struct Features {
     avx2: bool,
     avx2_vnni: bool,
     avx512: bool,
-    neon: bool,
     avx512_vnni: bool,
     avx512_bf16: bool,
     /// Products of pairs of bfloat16 take no longer than fused multiply-adds.
     has_fast_bf16: bool,
     /// With VNNI and BF16, and everything that tiles need from the system.
     amx: bool,
+    neon: bool,
+    neon_dotprod: bool,
+    neon_i8mm: bool,
 }
 
 impl Features {
@@ -158,7 +160,10 @@ impl Features {
 
     #[cfg(target_arch = "aarch64")]
     fn detect() -> Self {
-        Self { neon: is_aarch64_feature_detected!("neon"), ..Self::default() }
+        let neon = is_aarch64_feature_detected!("neon");
+        let neon_dotprod = neon && is_aarch64_feature_detected!("dotprod");
+        let neon_i8mm = neon_dotprod && is_aarch64_feature_detected!("i8mm");
+        Self { neon, neon_dotprod, neon_i8mm, ..Self::default() }
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -203,8 +208,20 @@ const ROWS: &[Row] = &[
     Row { name: "amx", kernels: None, needs: |_| false },
     #[cfg(target_arch = "aarch64")]
     Row { name: "neon", kernels: Some(&crate::neon::KERNELS), needs: |features| features.neon },
+    #[cfg(target_arch = "aarch64")]
+    Row {
+        name: "neon-dotprod",
+        kernels: Some(&crate::neon::dotprod::KERNELS),
+        needs: |features| features.neon_dotprod,
+    },
+    #[cfg(target_arch = "aarch64")]
+    Row { name: "neon-i8mm", kernels: Some(&crate::neon::i8mm::KERNELS), needs: |features| features.neon_i8mm },
     #[cfg(not(target_arch = "aarch64"))]
     Row { name: "neon", kernels: None, needs: |_| false },
+    #[cfg(not(target_arch = "aarch64"))]
+    Row { name: "neon-dotprod", kernels: None, needs: |_| false },
+    #[cfg(not(target_arch = "aarch64"))]
+    Row { name: "neon-i8mm", kernels: None, needs: |_| false },
 ];
 
 fn select_from(name: Option<&str>, features: Features) -> Result<&'static Kernels, Error> {
@@ -251,6 +268,8 @@ mod tests {
         has_fast_bf16: false,
         amx: false,
         neon: false,
+        neon_dotprod: false,
+        neon_i8mm: false,
     };
 
     #[test]
@@ -263,6 +282,8 @@ mod tests {
         assert!(rows_within(old).all(|kernels| matches!(kernels.name(), "scalar" | "avx2")));
         let new = Features { avx512: true, ..old };
         let newest = Features { avx512_vnni: true, ..new };
+        let old_arm = Features { neon: true, ..NOTHING };
+        let new_arm = Features { neon_dotprod: true, ..old_arm };
         let missing = [
             ("avx2", NOTHING),
             ("avx2-vnni", old),
@@ -274,6 +295,9 @@ mod tests {
             ("avx512-bf16", Features { avx512_vnni: true, has_fast_bf16: true, ..new }),
             ("amx", NOTHING),
             ("amx", Features { avx512_bf16: true, ..newest }),
+            ("neon-dotprod", old_arm),
+            ("neon-i8mm", old_arm),
+            ("neon-i8mm", new_arm),
         ];
         for (wanted, features) in missing {
             let error = select_from(Some(wanted), features).err().unwrap();
@@ -307,15 +331,19 @@ mod tests {
     #[cfg(target_arch = "aarch64")]
     fn the_best_table_is_the_default() {
         let old = Features { neon: true, ..NOTHING };
+        let new = Features { neon_dotprod: true, ..old };
+        let newest = Features { neon_i8mm: true, ..new };
         assert_eq!(select_from(None, old).unwrap().name(), "neon");
-        assert_eq!(select_from(Some("scalar"), old).unwrap().name(), "scalar");
+        assert_eq!(select_from(None, new).unwrap().name(), "neon-dotprod");
+        assert_eq!(select_from(None, newest).unwrap().name(), "neon-i8mm");
+        assert_eq!(select_from(Some("neon"), newest).unwrap().name(), "neon");
     }
 
     #[test]
     fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
         let error = Kernels::select(Some("altivec")).err().unwrap();
         let expected = "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx2-vnni, avx512, avx512-vnni, \
-                        avx512-bf16, amx, neon";
+                        avx512-bf16, amx, neon, neon-dotprod, neon-i8mm";
         assert_eq!(error.to_string(), expected);
     }
 

@@ -48,6 +48,8 @@ kernel_tests!(avx512_vnni = "avx512-vnni");
 kernel_tests!(avx512_bf16 = "avx512-bf16");
 kernel_tests!(amx = "amx");
 kernel_tests!(neon = "neon");
+kernel_tests!(neon_dotprod = "neon-dotprod");
+kernel_tests!(neon_i8mm = "neon-i8mm");
 
 /// Runs a check, or says why it cannot.
 pub(crate) fn on(isa: &str, check: impl Fn(&Kernels)) {

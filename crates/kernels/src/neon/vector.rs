@@ -37,7 +37,8 @@ impl Simd for Neon {
     type Bytes4 = [u8; 4 * LANES];
 
     const LANES: usize = LANES;
-    const TILE_ROWS: usize = 6;
+    // With six rows all 32 registers would be in use, and compilers move some to and fro.
+    const TILE_ROWS: usize = 5;
     const ZERO_CHUNK: Self::Chunk = [0.0; LANES];
 
     #[inline(always)]

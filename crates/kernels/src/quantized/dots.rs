@@ -1,6 +1,6 @@
 //! [`Dots`]: what quantised products need from an instruction set.
 
-use super::{LINE, PANEL};
+use super::{LINE, Line, PANEL, group_sums_by_quads};
 use crate::simd::Simd;
 
 /// Whole-number products of a panel's sixteen outputs at a time, and the floats they become.
@@ -45,6 +45,23 @@ pub(crate) trait Dots: Copy {
     fn quad(self, activations: [i8; 4]) -> Self::Quad;
     /// Adds four products per output.
     fn dot(self, run: Self::Run, codes: Self::Codes, quad: Self::Quad) -> Self::Run;
+
+    /// What a group's sums over these activations begin with: makes up for what [`Self::codes`] may take from all codes.
+    #[inline(always)]
+    fn first<const G: usize>(self, _activations: &[i8; G]) -> Self::Sums {
+        self.zero()
+    }
+
+    /// The sums of a group of G inputs, R rows × P panels: of the panels' cells and the rows' activations. For
+    /// processors that multiply several rows or quads at once.
+    #[inline(always)]
+    fn group_sums<const G: usize, const R: usize, const P: usize>(
+        self,
+        cells: &[&[Line]; P],
+        activations: &[&[i8; G]; R],
+    ) -> [[Self::Sums; P]; R] {
+        group_sums_by_quads(self, cells, activations)
+    }
 
     /// The nearest float32.
     fn to_floats(self, sums: Self::Sums) -> Self::Floats;

@@ -23,7 +23,7 @@ pub use packed::{CodeBits, GroupedRows, PackedDims, PackedMatrix};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use product::Panels;
 pub use product::{QuantizedMatmul, QuantizedSwiglu};
-pub(crate) use product::{matmul, swiglu};
+pub(crate) use product::{group_sums_by_quads, matmul, swiglu};
 pub(crate) use rows::quantize;
 pub use rows::{QuantizedRows, QuantizedRowsMut};
 

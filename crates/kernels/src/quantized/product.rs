@@ -309,7 +309,6 @@ fn tile<D: Dots, const G: usize, const R: usize, const P: usize>(
 ) {
     let code_lines = G / 4 / D::QUADS;
     let cell_lines = code_lines + 1;
-    let run_lines = code_lines.min(D::RUN / 4 / D::QUADS);
     let x = x_rows::<G, R>(x, dims, place.row, block.first_group, block.groups);
     let mut floats = [[dots.splat(0.0); P]; R];
     if block.first_group > 0 {
@@ -331,18 +330,11 @@ fn tile<D: Dots, const G: usize, const R: usize, const P: usize>(
                 }
             }
         }
-        let mut totals = [[dots.zero(); P]; R];
-        for first_line in (0..code_lines).step_by(run_lines) {
-            let mut lines = cells;
-            for p in 0..P {
-                lines[p] = &cells[p][first_line..][..run_lines];
-            }
-            let mut quads: [&[[i8; 4]]; R] = [&[]; R];
-            for r in 0..R {
-                quads[r] = &x.codes[r][group].as_chunks().0[first_line * D::QUADS..][..run_lines * D::QUADS];
-            }
-            run_sums(dots, &lines, &quads, &mut totals);
+        let mut activations = [&[0; G]; R];
+        for r in 0..R {
+            activations[r] = &x.codes[r][group];
         }
+        let totals = dots.group_sums(&cells, &activations);
         let mut factors = [(dots.splat(0.0), dots.splat(0.0)); P];
         for p in 0..P {
             let (halves, _) = cells[p][code_lines].as_chunks();
@@ -362,6 +354,33 @@ fn tile<D: Dots, const G: usize, const R: usize, const P: usize>(
             dots.store(floats[r][p], &mut sums[p * place.rows + place.first + r]);
         }
     }
+}
+
+/// The sums of a group, R rows × P panels, quad after quad.
+#[inline(always)]
+pub(crate) fn group_sums_by_quads<D: Dots, const G: usize, const R: usize, const P: usize>(
+    dots: D,
+    cells: &[&[Line]; P],
+    activations: &[&[i8; G]; R],
+) -> [[D::Sums; P]; R] {
+    let code_lines = G / 4 / D::QUADS;
+    let run_lines = code_lines.min(D::RUN / 4 / D::QUADS);
+    let mut totals = [[dots.zero(); P]; R];
+    for r in 0..R {
+        totals[r] = [dots.first(activations[r]); P];
+    }
+    for first_line in (0..code_lines).step_by(run_lines) {
+        let mut lines = *cells;
+        for p in 0..P {
+            lines[p] = &cells[p][first_line..][..run_lines];
+        }
+        let mut quads: [&[[i8; 4]]; R] = [&[]; R];
+        for r in 0..R {
+            quads[r] = &activations[r].as_chunks().0[first_line * D::QUADS..][..run_lines * D::QUADS];
+        }
+        run_sums(dots, &lines, &quads, &mut totals);
+    }
+    totals
 }
 
 /// Adds the products of a run of inputs.
