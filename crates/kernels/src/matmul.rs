@@ -314,6 +314,8 @@ fn tile_sums<S: Simd, W: Source<S>, const R: usize, const C: usize>(
     for w in &mut w {
         *w = &w[..len];
     }
+    // Small registers would ask for the same cache line again and again.
+    let chunks_per_prefetch = if S::LANES < 8 { 64 / size_of::<W::Chunk>() } else { 1 };
     let mut sums = [[simd.splat(0.0); C]; R];
     for k in 0..len {
         let mut x_k = [simd.splat(0.0); R];
@@ -322,7 +324,9 @@ fn tile_sums<S: Simd, W: Source<S>, const R: usize, const C: usize>(
         }
         for c in 0..C {
             let w_k = W::load(simd, &w[c][k]);
-            W::prefetch(simd, &w[c][k], distance);
+            if k.is_multiple_of(chunks_per_prefetch) {
+                W::prefetch(simd, &w[c][k], distance);
+            }
             for r in 0..R {
                 sums[r][c] = simd.mul_add(x_k[r], w_k, sums[r][c]);
             }

@@ -162,6 +162,9 @@ impl<const BITS: usize> Dots for I8mm<BITS> {
         cells: &[&[Line]; P],
         activations: &[&[[i8; RUN]]; R],
     ) -> [[Self::Sums; P]; R] {
+        if R == 1 {
+            return group_sums_by_quads(self, cells, activations);
+        }
         let mut sums = [[self.zero(); P]; R];
         for p in 0..P {
             let squares = self.squares(cells[p], activations);
