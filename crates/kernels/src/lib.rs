@@ -21,10 +21,10 @@ mod embed;
 mod generic_table;
 mod math;
 mod matmul;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "one instruction set has pairs so far"))]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "one instruction set has pairs so far"))]
 mod matmul_pairs;
 mod norm;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "one instruction set has pairs so far"))]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "one instruction set has pairs so far"))]
 mod pairs;
 mod patches;
 mod peak;

@@ -74,7 +74,7 @@ pub(crate) fn multiply_adds<S: Simd>(simd: S, rounds: usize, out: &mut [f32]) {
 }
 
 /// Writes the sum of all sums to `out[0]`.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "one instruction set has pairs so far"))]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "one instruction set has pairs so far"))]
 #[inline(always)]
 pub(crate) fn multiply_adds_of_pairs<P: Pairs>(arch: P, rounds: usize, out: &mut [f32]) {
     let simd = arch.simd();
