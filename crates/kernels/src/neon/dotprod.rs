@@ -10,10 +10,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Neon;
-use super::dots::{Four, common, first_of_signed, line_halves, quad_bits, registers, signed, signed_line};
+use super::dots::{Four, common, first_of_signed, line_halves, signed, signed_line};
 use super::row::ROW;
 use crate::dispatch::Kernels;
-use crate::quantized::{Dots, LINE, PANEL, RUN};
+use crate::quantized::{Dots, LINE, MOST_GROUP, PANEL, registers, repeated};
 
 crate::quantized::quantized_table!(
     Neon::new(),
@@ -58,6 +58,7 @@ impl<const BITS: usize> Dots for Dotprod<BITS> {
     type Quad = int8x16_t;
 
     const QUADS: usize = 8 / BITS;
+    const RUN: usize = MOST_GROUP;
     // Codes of 4 bits need registers to be taken apart.
     const TILE_ROWS: usize = if BITS == 4 { 4 } else { 6 };
 
@@ -73,13 +74,20 @@ impl<const BITS: usize> Dots for Dotprod<BITS> {
         run
     }
 
+    #[inline(always)]
+    fn first<const G: usize>(self, activations: &[i8; G]) -> Self::Sums {
+        if BITS == 4 {
+            return self.zero();
+        }
+        // SAFETY: `self` proves that the processor has NEON.
+        unsafe { first_of_signed(activations) }
+    }
+
     registers! {
-        first(activations: &[[i8; RUN]]) -> Four<int32x4_t> =
-            if BITS == 4 { [vdupq_n_s32(0); 4] } else { first_of_signed(activations) };
         codes(line: &[u8; LINE], part: usize) -> Four<int8x16_t> =
             if BITS == 4 { signed(line_halves(line, part)) } else { signed_line(line) };
         quad(activations: [i8; 4]) -> int8x16_t =
-            vreinterpretq_s8_s32(vsetq_lane_s32::<0>(quad_bits(activations), vdupq_n_s32(0)));
+            vreinterpretq_s8_s32(vsetq_lane_s32::<0>(repeated(activations), vdupq_n_s32(0)));
         dot(run: Four<int32x4_t>, codes: Four<int8x16_t>, quad: int8x16_t) -> Four<int32x4_t> = [
             dot_by_first_quad(run[0], codes[0], quad),
             dot_by_first_quad(run[1], codes[1], quad),

@@ -8,7 +8,7 @@
 use std::arch::aarch64::*;
 
 use super::Neon;
-use crate::quantized::{Dots, LINE, PANEL, RUN};
+use crate::quantized::{Dots, LINE, MOST_GROUP, PANEL, RUN, registers, repeated};
 
 /// Proof as [`Neon`], for weights of 8 bits.
 #[derive(Clone, Copy)]
@@ -20,18 +20,6 @@ pub(crate) struct Halves(Neon);
 
 /// A panel's outputs, four to a register.
 pub(crate) type Four<T> = [T; 4];
-
-macro_rules! registers {
-    ($($name:ident($($operand:ident: $type:ty),*) -> $result_type:ty = $result:expr;)+) => {$(
-        #[inline(always)]
-        fn $name(self, $($operand: $type),*) -> $result_type {
-            // SAFETY: `self` proves that the processor has these instructions; they touch registers, and memory only
-            // through references that are as long as the registers, at any alignment.
-            unsafe { $result }
-        }
-    )+};
-}
-pub(crate) use registers;
 
 /// What does not depend on how products are formed; the implementing type's field is the proof for [`Neon`].
 macro_rules! common {
@@ -52,7 +40,7 @@ macro_rules! common {
             crate::simd::Simd::prefetch(self.0, address);
         }
 
-        crate::neon::dots::registers! {
+        registers! {
             zero() -> Four<int32x4_t> = [vdupq_n_s32(0); 4];
             to_floats(sums: Four<int32x4_t>) -> Four<float32x4_t> =
                 [vcvtq_f32_s32(sums[0]), vcvtq_f32_s32(sums[1]), vcvtq_f32_s32(sums[2]), vcvtq_f32_s32(sums[3])];
@@ -161,21 +149,15 @@ pub(crate) unsafe fn signed(codes: Four<uint8x16_t>) -> Four<int8x16_t> {
 /// # Safety
 /// The processor has NEON.
 #[inline(always)]
-pub(crate) unsafe fn first_of_signed(activations: &[[i8; RUN]]) -> Four<int32x4_t> {
-    // SAFETY: the caller vouches for the instructions; the halves are as long as the registers.
+pub(crate) unsafe fn first_of_signed<const G: usize>(activations: &[i8; G]) -> Four<int32x4_t> {
+    // SAFETY: the caller vouches for the instructions; the parts are as long as the registers.
     unsafe {
         let mut pairs = vdupq_n_s16(0);
-        for half in activations.as_flattened().as_chunks::<16>().0 {
-            pairs = vpadalq_s8(pairs, vld1q_s8(half.as_ptr()));
+        for part in activations.as_chunks::<16>().0 {
+            pairs = vpadalq_s8(pairs, vld1q_s8(part.as_ptr()));
         }
         [vdupq_n_s32(128 * i32::from(vaddvq_s16(pairs))); 4]
     }
-}
-
-/// Four activations as a number that can be repeated.
-#[inline(always)]
-pub(crate) fn quad_bits(activations: [i8; 4]) -> i32 {
-    i32::from_le_bytes(activations.map(i8::cast_unsigned))
 }
 
 impl Bytes {
@@ -195,12 +177,18 @@ impl Dots for Bytes {
     type Quad = int8x16_t;
 
     const QUADS: usize = 1;
+    const RUN: usize = MOST_GROUP;
     const TILE_ROWS: usize = 2;
 
     common!();
 
+    #[inline(always)]
+    fn first<const G: usize>(self, activations: &[i8; G]) -> Self::Sums {
+        // SAFETY: `self` proves that the processor has NEON.
+        unsafe { first_of_signed(activations) }
+    }
+
     registers! {
-        first(activations: &[[i8; RUN]]) -> Four<int32x4_t> = first_of_signed(activations);
         begin(_sums: Four<int32x4_t>) -> [int32x4_t; 8] = [vdupq_n_s32(0); 8];
         end(sums: Four<int32x4_t>, run: [int32x4_t; 8]) -> Four<int32x4_t> = [
             vaddq_s32(sums[0], vpaddq_s32(run[0], run[1])),
@@ -209,7 +197,7 @@ impl Dots for Bytes {
             vaddq_s32(sums[3], vpaddq_s32(run[6], run[7])),
         ];
         codes(line: &[u8; LINE], _part: usize) -> Four<int8x16_t> = signed_line(line);
-        quad(activations: [i8; 4]) -> int8x16_t = vreinterpretq_s8_s32(vdupq_n_s32(quad_bits(activations)));
+        quad(activations: [i8; 4]) -> int8x16_t = vreinterpretq_s8_s32(vdupq_n_s32(repeated(activations)));
         dot(run: [int32x4_t; 8], codes: Four<int8x16_t>, quad: int8x16_t) -> [int32x4_t; 8] = {
             let mut run = run;
             for at in 0..4 {
@@ -238,6 +226,7 @@ impl Dots for Halves {
     type Quad = int8x16_t;
 
     const QUADS: usize = 2;
+    const RUN: usize = RUN;
     const TILE_ROWS: usize = 2;
 
     common!();
@@ -251,7 +240,7 @@ impl Dots for Halves {
             vpadalq_s16(sums[3], vpaddq_s16(run[6], run[7])),
         ];
         codes(line: &[u8; LINE], part: usize) -> Four<int8x16_t> = signed(line_halves(line, part));
-        quad(activations: [i8; 4]) -> int8x16_t = vreinterpretq_s8_s32(vdupq_n_s32(quad_bits(activations)));
+        quad(activations: [i8; 4]) -> int8x16_t = vreinterpretq_s8_s32(vdupq_n_s32(repeated(activations)));
         dot(run: [int16x8_t; 8], codes: Four<int8x16_t>, quad: int8x16_t) -> [int16x8_t; 8] = {
             let mut run = run;
             for at in 0..4 {

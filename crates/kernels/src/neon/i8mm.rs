@@ -9,11 +9,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Neon;
-use super::dots::{Four, common, line_halves, line_registers, quad_bits, registers};
+use super::dots::{Four, common, line_halves, line_registers};
 use super::row::ROW;
 use crate::dispatch::Kernels;
-use crate::quantized::{AHEAD, Dots, LINE, Line, PANEL, RUN, group_sums_by_quads};
-use crate::simd::Simd;
+use crate::quantized::{Dots, LINE, Line, MOST_GROUP, PANEL, group_sums_by_quads, registers, repeated};
 
 crate::quantized::quantized_table!(
     Neon::new(),
@@ -40,31 +39,29 @@ impl<const BITS: usize> I8mm<BITS> {
 
     /// The sums of a group's cell for each of R / 2 pairs of rows: squares of two outputs by two rows.
     #[inline(always)]
-    fn squares<const R: usize>(self, cell: &[Line], activations: &[&[[i8; RUN]]; R]) -> [[int32x4_t; PANEL / 2]; R] {
+    fn squares<const G: usize, const R: usize>(
+        self,
+        cell: &[Line],
+        activations: &[&[i8; G]; R],
+    ) -> [[int32x4_t; PANEL / 2]; R] {
         // SAFETY: `self` proves that the processor has these instructions; they touch registers, and memory only
         // through references that are as long as the registers.
         unsafe {
             let mut squares = [[vdupq_n_s32(0); PANEL / 2]; R];
-            for run in 0..activations[0].len() {
-                let lines = &cell[run * (RUN / 4 / Self::QUADS)..][..RUN / 4 / Self::QUADS];
-                for line in lines {
-                    Simd::prefetch(self.0, line.as_ptr().wrapping_add(AHEAD));
+            for step in 0..G / 8 {
+                let (first, second) = self.two_quads(cell, step);
+                let mut pairs = [vdupq_n_s8(0); R];
+                for pair in 0..R / 2 {
+                    let (top, _) = activations[2 * pair].as_chunks::<8>();
+                    let (bottom, _) = activations[2 * pair + 1].as_chunks::<8>();
+                    pairs[pair] = vcombine_s8(vld1_s8(top[step].as_ptr()), vld1_s8(bottom[step].as_ptr()));
                 }
-                for step in 0..RUN / 8 {
-                    let (first, second) = self.two_quads(lines, step);
-                    let mut pairs = [vdupq_n_s8(0); R];
+                for four in 0..4 {
+                    let [left, right] = zip(first[four], second[four]);
                     for pair in 0..R / 2 {
-                        let (top, _) = activations[2 * pair][run].as_chunks::<8>();
-                        let (bottom, _) = activations[2 * pair + 1][run].as_chunks::<8>();
-                        pairs[pair] = vcombine_s8(vld1_s8(top[step].as_ptr()), vld1_s8(bottom[step].as_ptr()));
-                    }
-                    for four in 0..4 {
-                        let [left, right] = zip(first[four], second[four]);
-                        for pair in 0..R / 2 {
-                            let squares = &mut squares[pair];
-                            squares[2 * four] = multiply_square(squares[2 * four], left, pairs[pair]);
-                            squares[2 * four + 1] = multiply_square(squares[2 * four + 1], right, pairs[pair]);
-                        }
+                        let squares = &mut squares[pair];
+                        squares[2 * four] = multiply_square(squares[2 * four], left, pairs[pair]);
+                        squares[2 * four + 1] = multiply_square(squares[2 * four + 1], right, pairs[pair]);
                     }
                 }
             }
@@ -72,13 +69,13 @@ impl<const BITS: usize> I8mm<BITS> {
         }
     }
 
-    /// Registers of one quad's codes and of the next one's: step `step` of a run, eight inputs each.
+    /// Registers of one quad's codes and of the next one's: step `step` of a group, eight inputs each.
     #[inline(always)]
-    fn two_quads(self, lines: &[Line], step: usize) -> (Four<uint8x16_t>, Four<uint8x16_t>) {
+    fn two_quads(self, cell: &[Line], step: usize) -> (Four<uint8x16_t>, Four<uint8x16_t>) {
         if BITS == 4 {
-            (self.codes(&lines[step], 0), self.codes(&lines[step], 1))
+            (self.codes(&cell[step], 0), self.codes(&cell[step], 1))
         } else {
-            (self.codes(&lines[2 * step], 0), self.codes(&lines[2 * step + 1], 0))
+            (self.codes(&cell[2 * step], 0), self.codes(&cell[2 * step + 1], 0))
         }
     }
 }
@@ -128,6 +125,7 @@ impl<const BITS: usize> Dots for I8mm<BITS> {
     type Quad = int8x16_t;
 
     const QUADS: usize = 8 / BITS;
+    const RUN: usize = MOST_GROUP;
     // Two pairs; with three, compilers move sums to and fro.
     const TILE_ROWS: usize = 4;
 
@@ -147,7 +145,7 @@ impl<const BITS: usize> Dots for I8mm<BITS> {
         codes(line: &[u8; LINE], part: usize) -> Four<uint8x16_t> =
             if BITS == 4 { line_halves(line, part) } else { line_registers(line) };
         quad(activations: [i8; 4]) -> int8x16_t =
-            vreinterpretq_s8_s32(vsetq_lane_s32::<0>(quad_bits(activations), vdupq_n_s32(0)));
+            vreinterpretq_s8_s32(vsetq_lane_s32::<0>(repeated(activations), vdupq_n_s32(0)));
         dot(run: Four<int32x4_t>, codes: Four<uint8x16_t>, quad: int8x16_t) -> Four<int32x4_t> = [
             dot_by_first_quad(run[0], codes[0], quad),
             dot_by_first_quad(run[1], codes[1], quad),
@@ -157,10 +155,10 @@ impl<const BITS: usize> Dots for I8mm<BITS> {
     }
 
     #[inline(always)]
-    fn group_sums<const R: usize, const P: usize>(
+    fn group_sums<const G: usize, const R: usize, const P: usize>(
         self,
         cells: &[&[Line]; P],
-        activations: &[&[[i8; RUN]]; R],
+        activations: &[&[i8; G]; R],
     ) -> [[Self::Sums; P]; R] {
         if R == 1 {
             return group_sums_by_quads(self, cells, activations);
