@@ -163,13 +163,13 @@ impl CheckpointWriter {
         let Some(Shard { path, mut file, mut entries, .. }) = self.shard.take() else { return Ok(()) };
         let names = entries.keys().cloned().collect();
         entries.insert("__metadata__".into(), json!({"format": self.format}));
-        let header = Value::Object(entries).to_string();
-        let room = self.header_room as usize;
-        assert!(header.len() <= room, "every entry was counted");
+        let mut header = Value::Object(entries).to_string().into_bytes();
+        assert!(header.len() as u64 <= self.header_room, "every entry was counted");
+        header.resize(self.header_room as usize, b' ');
         let mut write = || -> std::io::Result<()> {
             file.seek(SeekFrom::Start(0))?;
             file.write_all(&self.header_room.to_le_bytes())?;
-            write!(file, "{header:<room$}")?;
+            file.write_all(&header)?;
             file.flush()?;
             file.get_ref().sync_all()
         };
@@ -262,6 +262,19 @@ mod tests {
             let weights = names.filter(|name| name.to_str().unwrap().ends_with(".safetensors")).count();
             assert_eq!((weights, folder.path().join("model.safetensors.index.json").exists()), (files, files > 1));
         }
+    }
+
+    #[test]
+    fn headers_may_be_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..500).map(|at| format!("model.layers.{at}.weight")).collect();
+        let mut writer = CheckpointWriter::new(folder.path(), "pt", names.iter().map(String::as_str));
+        let tensor = TensorData::from_f32(vec![1], &[1.0]).unwrap();
+        names.iter().for_each(|name| writer.tensor(name, &tensor).unwrap());
+        assert_eq!(writer.finish().unwrap(), 2000);
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let checkpoint = Checkpoint::open(&ModelFiles::open(folder.path()).unwrap()).unwrap();
+        assert_eq!(checkpoint.names().count(), 500);
     }
 
     #[test]
