@@ -8,7 +8,7 @@
 use std::env;
 use std::hint::black_box;
 
-use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, Span};
+use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, Mask, Span};
 use ocelli_backend_cpu::machine::{self, best};
 use ocelli_backend_cpu::{CpuBackend, CpuOptions};
 use ocelli_formats::{Dtype, TensorData};
@@ -86,7 +86,7 @@ impl Run<'_> {
         let backend = self.backend;
         let q = backend.upload(&numbers(tokens * heads * head_dim));
         let dims = AttentionDims { batch: 1, queries: tokens, keys: tokens, heads, kv_heads: heads, head_dim };
-        let seconds = best(|| drop(black_box(backend.attention(&q, &q, &q, dims, 0.1))));
+        let seconds = best(|| drop(black_box(backend.attention(&q, &q, &q, dims, Mask::All, 0.1))));
         report(name, seconds, 4.0 * (tokens * tokens * heads * head_dim) as f64);
     }
 
@@ -101,7 +101,7 @@ impl Run<'_> {
         backend.kv_write(&mut kv, &k, &k, &(0..tokens).collect::<Vec<_>>());
         let q = backend.upload(&numbers(rows * heads * head_dim));
         let spans = [Span { rows: 0..rows, past, blocks: (0..tokens.div_ceil(BLOCK_TOKENS)).collect() }];
-        let seconds = best(|| drop(black_box(backend.attention_cached(&q, heads, &kv, &spans, 0.1))));
+        let seconds = best(|| drop(black_box(backend.attention_cached(&q, heads, &kv, &spans, Mask::Causal, 0.1))));
         report(name, seconds, 4.0 * (rows * (past + rows / 2) * heads * head_dim) as f64);
     }
 

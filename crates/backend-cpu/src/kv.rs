@@ -7,15 +7,15 @@ use crate::buffer::Aligned;
 // Slots are computed by the backend crate, blocks are laid out by the kernels.
 const _: () = assert!(BLOCK_TOKENS == ocelli_backend::BLOCK_TOKENS);
 
-/// Keys and values of one layer in float32. Blocks are allocated when they are first written.
+/// Keys and values of one layer. Blocks are allocated when they are first written.
 pub struct CpuKvBlocks {
     pub(crate) layout: KvLayout,
     blocks: Vec<Aligned>,
 }
 
 impl CpuKvBlocks {
-    pub(crate) fn new(kv_heads: usize, head_dim: usize) -> Self {
-        Self { layout: KvLayout { kv_heads, head_dim }, blocks: Vec::new() }
+    pub(crate) fn new(layout: KvLayout) -> Self {
+        Self { layout, blocks: Vec::new() }
     }
 
     /// Stores one token's keys and values, `[K, D]`.
@@ -77,23 +77,36 @@ impl BlockSource for Contiguous<'_> {
 
 #[cfg(test)]
 mod tests {
+    use ocelli_kernels::KvPrecision;
+
     use super::*;
+
+    fn blocks(precision: KvPrecision) -> CpuKvBlocks {
+        CpuKvBlocks::new(KvLayout { kv_heads: 1, head_dim: 2, precision })
+    }
+
+    /// As bits: what is kept need not be a number.
+    fn bits(block: &[f32]) -> Vec<u32> {
+        block.iter().map(|word| word.to_bits()).collect()
+    }
 
     #[test]
     fn a_copied_block_is_independent() {
-        let mut kv = CpuKvBlocks::new(1, 2);
-        kv.write(3, &[1.0, 2.0], &[3.0, 4.0]);
-        kv.copy(0, 2);
-        let original = kv.block(0).to_vec();
-        assert_eq!(kv.block(2), original);
-        kv.write(3, &[9.0, 9.0], &[9.0, 9.0]);
-        assert_eq!(kv.block(2), original);
-        assert_ne!(kv.block(0), original);
+        for precision in [KvPrecision::Float32, KvPrecision::Bfloat16, KvPrecision::Eight] {
+            let mut kv = blocks(precision);
+            kv.write(3, &[1.0, 2.0], &[3.0, 4.0]);
+            kv.copy(0, 2);
+            let original = bits(kv.block(0));
+            assert_eq!(bits(kv.block(2)), original);
+            kv.write(3, &[-9.0, 9.0], &[9.0, -9.0]);
+            assert_eq!(bits(kv.block(2)), original);
+            assert_ne!(bits(kv.block(0)), original);
+        }
     }
 
     #[test]
     fn blocks_nobody_wrote_take_no_memory() {
-        let mut kv = CpuKvBlocks::new(1, 2);
+        let mut kv = blocks(KvPrecision::Float32);
         kv.write(5 * BLOCK_TOKENS, &[0.0; 2], &[0.0; 2]);
         assert!(kv.block(4).is_empty() && !kv.block(5).is_empty());
     }

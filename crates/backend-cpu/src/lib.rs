@@ -4,6 +4,7 @@
 //! work was split: threads own disjoint parts of an output, and nothing is summed across threads.
 
 mod activations;
+mod attention;
 mod buffer;
 mod convolution;
 mod kv;
@@ -20,7 +21,7 @@ use ocelli_kernels::Kernels;
 
 pub use buffer::Buffer;
 pub use kv::CpuKvBlocks;
-pub use ocelli_kernels::Arithmetic;
+pub use ocelli_kernels::{Arithmetic, KvPrecision};
 pub use pool::Awake;
 pub use weight::CpuWeight;
 
@@ -40,6 +41,7 @@ struct Shared {
     buffers: Arc<BufferPool>,
     arithmetic: Arithmetic,
     waiting: Arc<Waiting>,
+    kv: KvPrecision,
 }
 
 /// How a [`CpuBackend`] is set up.
@@ -51,6 +53,8 @@ pub struct CpuOptions {
     pub isa: Option<String>,
     /// How products with bfloat16 weights, and attention, multiply.
     pub arithmetic: Arithmetic,
+    /// How keys and values are kept between tokens; `None` for the precision that attention multiplies in.
+    pub kv: Option<KvPrecision>,
 }
 
 /// Why a [`CpuBackend`] cannot be set up.
@@ -88,8 +92,12 @@ impl CpuBackend {
             return Err(Error::ThreadCount { threads });
         }
         let threads = ThreadPool::new(threads).map_err(|source| Error::Spawn { threads, source })?;
-        let (arithmetic, buffers, waiting) = (options.arithmetic, Arc::default(), Arc::default());
-        Ok(Self { shared: Arc::new(Shared { kernels, threads, buffers, arithmetic, waiting }) })
+        let arithmetic = options.arithmetic;
+        let is_paired = kernels.attends_in_pairs() && arithmetic == Arithmetic::Bfloat16;
+        let multiplied = if is_paired { KvPrecision::Bfloat16 } else { KvPrecision::Float32 };
+        let kv = options.kv.unwrap_or(multiplied);
+        let (buffers, waiting) = (Arc::default(), Arc::default());
+        Ok(Self { shared: Arc::new(Shared { kernels, threads, buffers, arithmetic, waiting, kv }) })
     }
 
     /// Name of the instruction set in use.

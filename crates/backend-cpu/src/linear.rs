@@ -188,6 +188,8 @@ pub(crate) fn activation(activation: Activation) -> ocelli_kernels::Activation {
         Activation::Gelu => ocelli_kernels::Activation::Gelu,
         Activation::GeluTanh => ocelli_kernels::Activation::GeluTanh,
         Activation::Silu => ocelli_kernels::Activation::Silu,
+        Activation::QuickGelu => ocelli_kernels::Activation::QuickGelu,
+        Activation::Relu => ocelli_kernels::Activation::Relu,
     }
 }
 

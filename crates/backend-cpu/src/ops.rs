@@ -4,14 +4,15 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use ocelli_backend::{
-    Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, PackedWeight, PatchDims, RopeDims, RopePairing, Span,
+    Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, Mask, PackedWeight, PatchDims, RopeDims,
+    RopePairing, Span,
 };
 use ocelli_formats::WeightData;
-use ocelli_kernels::{Attend, BLOCK_TOKENS, KvLayout, MatrixMut, Patches, unfold_patches};
+use ocelli_kernels::{Patches, unfold_patches};
 
 use crate::CpuBackend;
 use crate::buffer::{Aligned, Buffer};
-use crate::kv::{Contiguous, CpuKvBlocks, Paged};
+use crate::kv::CpuKvBlocks;
 use crate::linear;
 use crate::pool::Awake;
 use crate::weight::{CpuWeight, Matrix};
@@ -156,34 +157,16 @@ impl Backend for CpuBackend {
         out
     }
 
-    fn attention(&self, q: &Buffer, k: &Buffer, v: &Buffer, dims: AttentionDims, scale: f32) -> Buffer {
-        let AttentionDims { batch, queries, keys, heads, kv_heads, head_dim } = dims;
-        let layout = KvLayout { kv_heads, head_dim };
-        let mut out = self.buffer(q.len());
-        if out.is_empty() {
-            return out;
-        }
-        let blocks = self.packed(k, v, dims);
-        let block_len = layout.block_len();
-        let entry_len = keys.div_ceil(BLOCK_TOKENS) * block_len;
-        let kernels = self.shared.kernels;
-        let scratch_len = kernels.attend_scratch_len(keys, layout);
-        let group_width = heads / kv_heads * head_dim;
-        let mut rest = MatrixMut::new(&mut out, batch * queries);
-        let parts = blocks.chunks_exact(entry_len).flat_map(|blocks| {
-            let entry = rest.take_rows(queries);
-            entry.tiles(QUERIES, group_width).map(move |part| (Contiguous { blocks, block_len }, part))
-        });
-        self.split(2 * q.len() * keys, parts, |(blocks, part)| {
-            let first_visible = isize::try_from(keys).expect("keys are in memory");
-            let problem = Attend { q, heads, layout, blocks: &blocks, first_visible, is_causal: false, scale };
-            with_scratch(scratch_len, |scratch| kernels.attend(&problem, part, scratch));
-        });
-        out
+    fn attention(&self, q: &Buffer, k: &Buffer, v: &Buffer, dims: AttentionDims, mask: Mask<'_>, scale: f32) -> Buffer {
+        self.attend_entries(q, k, v, dims, mask, scale)
+    }
+
+    fn kv_bytes_per_token(&self, kv_heads: usize, head_dim: usize) -> usize {
+        self.kv_layout(kv_heads, head_dim).bytes_per_token()
     }
 
     fn kv_blocks(&self, kv_heads: usize, head_dim: usize) -> CpuKvBlocks {
-        CpuKvBlocks::new(kv_heads, head_dim)
+        CpuKvBlocks::new(self.kv_layout(kv_heads, head_dim))
     }
 
     fn kv_write(&self, kv: &mut CpuKvBlocks, k: &Buffer, v: &Buffer, slots: &[usize]) {
@@ -198,32 +181,16 @@ impl Backend for CpuBackend {
         kv.copy(from, to);
     }
 
-    fn attention_cached(&self, q: &Buffer, heads: usize, kv: &CpuKvBlocks, spans: &[Span], scale: f32) -> Buffer {
-        let layout = kv.layout;
-        let mut out = self.buffer(q.len());
-        if out.is_empty() {
-            return out;
-        }
-        let rows = spans.iter().map(|span| span.rows.len()).sum();
-        let keys_of = |span: &Span| span.past + span.rows.len();
-        let kernels = self.shared.kernels;
-        let group_width = heads / layout.kv_heads * layout.head_dim;
-        let cost = spans.iter().map(|span| 2 * span.rows.len() * heads * layout.head_dim * keys_of(span)).sum();
-        let mut rest = MatrixMut::new(&mut out, rows);
-        let parts = spans.iter().flat_map(|span| {
-            assert_eq!(span.rows.start, rest.rows().start, "spans are not one after another");
-            let span_rows = rest.take_rows(span.rows.len());
-            span_rows.tiles(QUERIES, group_width).map(move |part| (span, part))
-        });
-        self.split(cost, parts, |(span, part)| {
-            let before = |count: usize| isize::try_from(count).expect("tokens are in memory");
-            let first_visible = before(span.past + 1) - before(span.rows.start);
-            let blocks = Paged { kv, table: &span.blocks };
-            let problem = Attend { q, heads, layout, blocks: &blocks, first_visible, is_causal: true, scale };
-            let scratch_len = kernels.attend_scratch_len(keys_of(span), layout);
-            with_scratch(scratch_len, |scratch| kernels.attend(&problem, part, scratch));
-        });
-        out
+    fn attention_cached(
+        &self,
+        q: &Buffer,
+        heads: usize,
+        kv: &CpuKvBlocks,
+        spans: &[Span],
+        mask: Mask<'_>,
+        scale: f32,
+    ) -> Buffer {
+        self.attend_spans(q, heads, kv, spans, mask, scale)
     }
 
     fn gather_rows(&self, x: &Buffer, width: usize, rows: &[usize]) -> Buffer {
@@ -339,23 +306,6 @@ impl CpuBackend {
     {
         if cost < WORTH_SHARING { parts.for_each(compute) } else { self.shared.threads.for_each(parts, compute) }
     }
-
-    /// Keys and values `[batch, keys, K, D]` in blocks, those of each entry one after another.
-    fn packed(&self, k: &Buffer, v: &Buffer, dims: AttentionDims) -> Buffer {
-        let layout = KvLayout { kv_heads: dims.kv_heads, head_dim: dims.head_dim };
-        let width = dims.kv_heads * dims.head_dim;
-        let per_entry = dims.keys.div_ceil(BLOCK_TOKENS);
-        let mut blocks = self.buffer(dims.batch * per_entry * layout.block_len());
-        let parts = blocks.chunks_exact_mut(layout.block_len()).enumerate();
-        self.split(k.len(), parts, |(number, block)| {
-            let (entry, first) = (number / per_entry, number % per_entry * BLOCK_TOKENS);
-            for token in first..dims.keys.min(first + BLOCK_TOKENS) {
-                let at = (entry * dims.keys + token) * width;
-                layout.write(block, token - first, &k[at..][..width], &v[at..][..width]);
-            }
-        });
-        blocks
-    }
 }
 
 /// Work below this many multiplications takes less time than waking a thread up.
@@ -363,9 +313,6 @@ const WORTH_SHARING: usize = 64 * 1024;
 
 /// Elements that a thread takes at a time in element-wise operations.
 pub(crate) const PART: usize = 8 * 1024;
-
-/// Rows of queries that a thread takes at a time.
-const QUERIES: usize = 32;
 
 /// Elements of whole rows that a thread takes at a time.
 fn rows_per_part(width: usize) -> usize {
@@ -389,12 +336,12 @@ pub(crate) fn with_scratch(len: usize, compute: impl FnOnce(&mut [f32])) {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use ocelli_backend::Activation;
+    use ocelli_backend::{Activation, BLOCK_TOKENS};
     use ocelli_formats::{CodeBits, Dtype, GroupedLayout, GroupedTensor, TensorData};
     use ocelli_testkit::Random;
 
     use super::*;
-    use crate::CpuOptions;
+    use crate::{Arithmetic, CpuOptions, KvPrecision};
 
     const HIDDEN: usize = 192;
     const HEADS: usize = 6;
@@ -455,7 +402,7 @@ mod tests {
             backend.kv_write(&mut kv, &k, &k, &slots);
             let dims = RopeDims { heads: HEADS, head_dim, pairs: head_dim / 2, pairing: RopePairing::Halves };
             let q = backend.rope(&normed, dims, &angles, &angles);
-            let attended = backend.attention_cached(&q, HEADS, &kv, &spans, 0.2);
+            let attended = backend.attention_cached(&q, HEADS, &kv, &spans, Mask::Causal, 0.2);
             let up = Epilogue { bias: None, activation: Activation::GeluTanh, residual: None };
             let up = backend.linear(&attended, rows, &self.up, up);
             let gated = backend.swiglu(&up, rows, &self.gate, &self.gate);
@@ -468,16 +415,29 @@ mod tests {
         (value.to_bits() >> 16) as u16
     }
 
+    /// A backend for every way of keeping keys and values.
+    fn backends(threads: usize) -> impl Iterator<Item = CpuBackend> {
+        let precisions = [
+            (Arithmetic::Float32, KvPrecision::Float32),
+            (Arithmetic::Bfloat16, KvPrecision::Bfloat16),
+            (Arithmetic::Bfloat16, KvPrecision::Eight),
+        ];
+        precisions.into_iter().map(move |(arithmetic, kv)| {
+            CpuBackend::new(CpuOptions { threads: Some(threads), isa: None, arithmetic, kv: Some(kv) }).unwrap()
+        })
+    }
+
     #[test]
     fn results_do_not_depend_on_threads() {
         let lengths = [70, 1, 33];
         let x = Random::new(4).values(104 * HIDDEN);
-        let expected = Layer::new(&backend(1)).forward(&backend(1), &x, &lengths);
         for threads in [2, 3, 7] {
-            let backend = backend(threads);
-            let layer = Layer::new(&backend);
-            for _ in 0..5 {
-                assert_eq!(layer.forward(&backend, &x, &lengths), expected, "{threads} threads");
+            for (alone, backend) in backends(1).zip(backends(threads)) {
+                let expected = Layer::new(&alone).forward(&alone, &x, &lengths);
+                let layer = Layer::new(&backend);
+                for _ in 0..5 {
+                    assert_eq!(layer.forward(&backend, &x, &lengths), expected, "{threads} threads");
+                }
             }
         }
     }
@@ -485,16 +445,17 @@ mod tests {
     #[test]
     fn a_sequence_alone_equals_itself_in_a_batch() {
         let lengths = [3, 40, 1, 9, 64];
-        let backend = backend(2);
-        let layer = Layer::new(&backend);
         let x = Random::new(5).values(lengths.iter().sum::<usize>() * HIDDEN);
-        let together = layer.forward(&backend, &x, &lengths);
-        let mut first = 0;
-        for length in lengths {
-            let values = first * HIDDEN..(first + length) * HIDDEN;
-            let alone = layer.forward(&backend, &x[values.clone()], &[length]);
-            assert_eq!(alone, together[values], "the sequence of {length}");
-            first += length;
+        for backend in backends(2) {
+            let layer = Layer::new(&backend);
+            let together = layer.forward(&backend, &x, &lengths);
+            let mut first = 0;
+            for length in lengths {
+                let values = first * HIDDEN..(first + length) * HIDDEN;
+                let alone = layer.forward(&backend, &x[values.clone()], &[length]);
+                assert_eq!(alone, together[values], "the sequence of {length}");
+                first += length;
+            }
         }
     }
 
@@ -522,7 +483,8 @@ mod tests {
         backend.kv_write(&mut kv, &backend.upload(&[0.0; 64]), &backend.upload(&[0.0; 64]), &[0]);
         // The table names a block that nobody wrote.
         let spans = [Span { rows: 0..64, past: 0, blocks: vec![0, 9] }];
-        let result = catch_unwind(AssertUnwindSafe(|| backend.attention_cached(&q, HEADS, &kv, &spans, 1.0)));
+        let result =
+            catch_unwind(AssertUnwindSafe(|| backend.attention_cached(&q, HEADS, &kv, &spans, Mask::Causal, 1.0)));
         assert!(result.is_err());
         assert_eq!(layer.forward(&backend, &x, &[64]), expected);
     }
@@ -535,6 +497,6 @@ mod tests {
         assert!(backend.linear(&nothing, 0, &layer.up, Epilogue::none()).is_empty());
         assert!(backend.gather_rows(&nothing, HIDDEN, &[]).is_empty());
         let kv = backend.kv_blocks(KV_HEADS, 32);
-        assert!(backend.attention_cached(&nothing, HEADS, &kv, &[], 1.0).is_empty());
+        assert!(backend.attention_cached(&nothing, HEADS, &kv, &[], Mask::Causal, 1.0).is_empty());
     }
 }

@@ -29,9 +29,9 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Bytes of keys and values per token, in float32.
-    pub fn bytes_per_token(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()
+    /// Bytes of keys and values per token on this backend.
+    pub fn bytes_per_token<B: Backend>(&self, backend: &B) -> usize {
+        self.layers * backend.kv_bytes_per_token(self.kv_heads, self.head_dim)
     }
 }
 

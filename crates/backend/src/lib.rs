@@ -29,7 +29,7 @@ pub use convolution::{Convolution, DepthwiseConvolution, Windows};
 pub use error::{Error, Result};
 pub use kv::{BLOCK_TOKENS, KvCache, KvShape, LayerKv, SequenceId, Span, Step};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
-pub use ops::{Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, PatchDims, RopeDims, RopePairing};
+pub use ops::{Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, Mask, PatchDims, RopeDims, RopePairing};
 pub use precision::{Part, Precision, Quant, Role, quantize};
 pub use random::RandomWeights;
 pub use rope::{Rope, RopeRows, RopeScaling};

@@ -116,16 +116,20 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// turn in pairs, the others stay.
     fn rope(&self, x: &Self::Buffer, dims: RopeDims, cos: &Self::Buffer, sin: &Self::Buffer) -> Self::Buffer;
 
-    /// Attention where every query sees every key of its own batch entry:
-    /// `q [N, T, H, D]`, `k` and `v` `[N, S, K, D]` -> `[N, T, H, D]`.
+    /// Attention where a query sees the keys of its own batch entry that the mask lets it see:
+    /// `q [N, T, H, D]`, `k` and `v` `[N, S, K, D]` -> `[N, T, H, D]`. T is S unless the mask is [`Mask::All`].
     fn attention(
         &self,
         q: &Self::Buffer,
         k: &Self::Buffer,
         v: &Self::Buffer,
         dims: AttentionDims,
+        mask: Mask<'_>,
         scale: f32,
     ) -> Self::Buffer;
+
+    /// Bytes that the keys and values of one token take in one layer.
+    fn kv_bytes_per_token(&self, kv_heads: usize, head_dim: usize) -> usize;
 
     /// Storage for keys and values of one layer; it grows on demand.
     fn kv_blocks(&self, kv_heads: usize, head_dim: usize) -> Self::KvBlocks;
@@ -136,15 +140,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Copies one block onto another (a sequence that was forked is about to write into a shared block).
     fn kv_copy(&self, kv: &mut Self::KvBlocks, from: usize, to: usize);
 
-    /// Causal attention of new rows over their sequences' cached keys: `q [rows, H, D]` -> the same shape.
+    /// Attention of new rows over their sequences' cached keys: `q [rows, H, D]` -> the same shape.
     ///
-    /// Row `i` of a span sees the tokens `0 ..= span.past + i` of its sequence (its own key is already written).
+    /// Row `i` of a span is token `span.past + i` of its sequence (its own key is already written); with
+    /// [`Mask::Causal`] it sees the tokens up to itself.
     fn attention_cached(
         &self,
         q: &Self::Buffer,
         heads: usize,
         kv: &Self::KvBlocks,
         spans: &[crate::Span],
+        mask: Mask<'_>,
         scale: f32,
     ) -> Self::Buffer;
 
@@ -220,6 +226,22 @@ impl<B: Backend> Clone for Epilogue<'_, B> {
 
 impl<B: Backend> Copy for Epilogue<'_, B> {}
 
+/// Which tokens of its sequence (or batch entry) a token sees, itself always included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask<'a> {
+    /// All tokens.
+    All,
+    /// The tokens up to itself.
+    Causal,
+    /// The last so many tokens up to itself.
+    Window(usize),
+    /// As [`Self::Causal`], but the first so many tokens see each other.
+    Prefix(usize),
+    /// The tokens of its own segment. Segments lie one after another; each begins at one of these ascending places, the
+    /// first of which is 0.
+    Segments(&'a [usize]),
+}
+
 /// Element-wise functions that follow a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -231,6 +253,10 @@ pub enum Activation {
     GeluTanh,
     /// `x · sigmoid(x)`.
     Silu,
+    /// `x · sigmoid(1.702 x)`, `quick_gelu` in configs.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
 }
 
 /// Sizes of [`Backend::attention`].

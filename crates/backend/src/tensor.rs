@@ -5,7 +5,7 @@ use std::ops::{Add, Mul, Range};
 use std::sync::Arc;
 
 use crate::kv::{LayerKv, Step};
-use crate::ops::{Activation, AttentionDims, Backend, ConvolutionDims, PatchDims, RopeDims};
+use crate::ops::{Activation, AttentionDims, Backend, ConvolutionDims, Mask, PatchDims, RopeDims};
 use crate::rope::RopeRows;
 
 /// Values of a known shape on a backend. Cloning shares the values.
@@ -117,6 +117,12 @@ impl<B: Backend> Tensor<B> {
     /// are `[N × S, K, D]`; the result has the shape of q.
     #[track_caller]
     pub fn attend_all(&self, k: &Self, v: &Self, batch: usize, scale: f32) -> Self {
+        self.attend_masked(k, v, batch, Mask::All, scale)
+    }
+
+    /// As [`Self::attend_all`], every query seeing the keys that the mask lets it see.
+    #[track_caller]
+    pub fn attend_masked(&self, k: &Self, v: &Self, batch: usize, mask: Mask<'_>, scale: f32) -> Self {
         assert_eq!(k.shape, v.shape, "keys {:?} and values {:?} differ", k.shape, v.shape);
         let [rows, heads, head_dim] = self.three_dims();
         let [key_rows, kv_heads, key_dim] = k.three_dims();
@@ -127,16 +133,23 @@ impl<B: Backend> Tensor<B> {
             k.shape
         );
         let dims = AttentionDims { batch, queries: rows / batch, keys: key_rows / batch, heads, kv_heads, head_dim };
-        self.like(self.backend.attention(&self.buffer, &k.buffer, &v.buffer, dims, scale))
+        assert!(mask == Mask::All || dims.queries == dims.keys, "{mask:?} for {dims:?}");
+        self.like(self.backend.attention(&self.buffer, &k.buffer, &v.buffer, dims, mask, scale))
     }
 
     /// Causal attention over the cache, `[rows, H, D]` -> the same; the step's keys are already appended.
     #[track_caller]
     pub fn attend(&self, kv: &LayerKv<B>, scale: f32, step: &Step) -> Self {
+        self.attend_cached(kv, Mask::Causal, scale, step)
+    }
+
+    /// As [`Self::attend`], every row seeing the tokens that the mask lets it see.
+    #[track_caller]
+    pub fn attend_cached(&self, kv: &LayerKv<B>, mask: Mask<'_>, scale: f32, step: &Step) -> Self {
         let [rows, heads, head_dim] = self.three_dims();
         assert_eq!(rows, step.rows(), "{rows} queries in a step of {} rows", step.rows());
         assert!(heads % kv.kv_heads == 0 && head_dim == kv.head_dim, "queries {:?} do not fit the cache", self.shape);
-        self.like(self.backend.attention_cached(&self.buffer, heads, &kv.blocks, step.spans(), scale))
+        self.like(self.backend.attention_cached(&self.buffer, heads, &kv.blocks, step.spans(), mask, scale))
     }
 
     /// The named rows, in that order: `[…, width]` -> `[rows, width]`.

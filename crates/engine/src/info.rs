@@ -81,7 +81,7 @@ impl ModelInfo {
             weight_bytes: plan.weight_bytes(),
             context_length: plan.context_length,
             sees_images: architecture.sees_images,
-            kv_bytes_per_token: plan.kv_shape.bytes_per_token(),
+            kv_bytes_per_token: plan.kv_bytes_per_token,
             generation_defaults: generation.defaults.clone(),
         })
     }

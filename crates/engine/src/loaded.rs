@@ -85,6 +85,7 @@ impl LoadedModel {
             threads: options.threads,
             isa: options.isa.clone(),
             arithmetic: arithmetic(&checkpoint, options),
+            kv: None,
         })?;
         let source = WeightSource::from(&checkpoint).with_precision(options.precision()).on_threads(backend.threads());
         let plan = Plan::make(&backend, config, source)?;

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use ocelli_backend::{Backend, Held, KvShape, WeightSource};
+use ocelli_backend::{Backend, Held, WeightSource};
 use ocelli_formats::Config;
 
 use crate::error::Result;
@@ -12,7 +12,8 @@ use crate::error::Result;
 pub(crate) struct Plan {
     /// Its weights, in the order of loading.
     pub(crate) held: Vec<Held>,
-    pub(crate) kv_shape: KvShape,
+    /// Bytes of the cache per token.
+    pub(crate) kv_bytes_per_token: usize,
     /// Longest sequence in tokens.
     pub(crate) context_length: usize,
 }
@@ -26,8 +27,8 @@ impl Plan {
         let held = RefCell::new(Vec::new());
         let note = |weight| held.borrow_mut().push(weight);
         let model = ocelli_models::load(backend, config, source.with_observer(&note).only_plans())?;
-        let (kv_shape, context_length) = (model.kv_shape(), model.max_positions());
-        Ok(Self { held: held.into_inner(), kv_shape, context_length })
+        let (kv_bytes_per_token, context_length) = (model.kv_shape().bytes_per_token(backend), model.max_positions());
+        Ok(Self { held: held.into_inner(), kv_bytes_per_token, context_length })
     }
 
     /// Bytes of all weights in memory.

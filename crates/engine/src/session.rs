@@ -196,7 +196,7 @@ impl<B: Backend> Session for ModelSession<B> {
     }
 
     fn kv_bytes_per_token(&self) -> usize {
-        self.model.kv_shape().bytes_per_token()
+        self.model.kv_shape().bytes_per_token(&self.backend)
     }
 
     fn most_activation_bytes(&self) -> usize {

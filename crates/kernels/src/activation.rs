@@ -15,6 +15,10 @@ pub enum Activation {
     GeluTanh,
     /// `x · sigmoid(x)`.
     Silu,
+    /// `x · sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `max(x, 0)`, NaN for NaN.
+    Relu,
 }
 
 impl Kernels {
@@ -41,6 +45,8 @@ pub(crate) fn activate<S: Simd>(simd: S, activation: Activation, values: &mut [f
         Activation::Gelu => apply::<S, Gelu>(simd, values),
         Activation::GeluTanh => apply::<S, GeluTanh>(simd, values),
         Activation::Silu => apply::<S, Silu>(simd, values),
+        Activation::QuickGelu => apply::<S, QuickGelu>(simd, values),
+        Activation::Relu => apply::<S, Relu>(simd, values),
     }
 }
 
@@ -90,6 +96,24 @@ impl<S: Simd> Function<S> for Silu {
     }
 }
 
+struct QuickGelu;
+
+impl<S: Simd> Function<S> for QuickGelu {
+    #[inline(always)]
+    fn of(simd: S, x: S::F32) -> S::F32 {
+        simd.mul(x, sigmoid(simd, simd.mul(x, simd.splat(1.702))))
+    }
+}
+
+struct Relu;
+
+impl<S: Simd> Function<S> for Relu {
+    #[inline(always)]
+    fn of(simd: S, x: S::F32) -> S::F32 {
+        simd.max(simd.splat(0.0), x)
+    }
+}
+
 #[inline(always)]
 fn apply<S: Simd, F: Function<S>>(simd: S, values: &mut [f32]) {
     let (chunks, rest) = S::chunks_mut(values);
@@ -107,7 +131,7 @@ pub(crate) mod tests {
     use crate::testing::{SIZES, assert_close, numbers};
 
     pub(crate) fn functions_follow_their_definitions(kernels: &Kernels) {
-        for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+        for activation in ALL {
             // All magnitudes of both signs, in steps that no register divides.
             let inputs: Vec<f32> = (-60_003..60_000).map(|step| step as f32 / 5000.0).collect();
             let mut outputs = inputs.clone();
@@ -128,7 +152,7 @@ pub(crate) mod tests {
 
     pub(crate) fn extreme_values_are_kept(kernels: &Kernels) {
         let inputs = [f32::NAN, f32::INFINITY, 3e38, 1e20, 100.0, 0.0, -0.0, 1e-40, -1e-40, -200.0, -1e20, -3e38];
-        for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+        for activation in ALL {
             for x in inputs {
                 // Once in a whole register and once behind the last one.
                 let mut values = [x; 17];
@@ -154,6 +178,9 @@ pub(crate) mod tests {
         }
     }
 
+    const ALL: [Activation; 5] =
+        [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::QuickGelu, Activation::Relu];
+
     fn definition(activation: Activation, x: f64) -> f64 {
         match activation {
             Activation::None => x,
@@ -163,6 +190,9 @@ pub(crate) mod tests {
                 x / (1.0 + (-2.0 * u).exp())
             }
             Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::QuickGelu => x / (1.0 + (-f64::from(1.702f32) * x).exp()),
+            Activation::Relu if x.is_nan() => x,
+            Activation::Relu => x.max(0.0),
         }
     }
 

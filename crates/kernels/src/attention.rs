@@ -1,99 +1,44 @@
 //! Attention over keys and values that lie in blocks, with any number of query heads per key/value head.
 //!
-//! # Layout
-//! A block holds [`BLOCK_TOKENS`] tokens of all key/value heads. Keys lie transposed, `[K][D][tokens]`, so that a
-//! register holds one element of many keys and scores need no sum over lanes; values lie `[K][tokens][D]`, D padded
-//! to whole registers. Both products are then outer products: a broadcast element of a query (or probability) times
-//! a row of the block.
-//!
 //! # Order of work
-//! A tile is up to six queries (rows × heads of one group, which share keys). A batch of four tiles passes the keys
-//! block by block: scores go to scratch memory (queries × keys, never T × T). Then softmax, row by row. Then the batch
-//! passes the values block by block; sums are in registers during a block and in scratch memory between. A row's
-//! result does not depend on its neighbours: keys are taken one after another, and what a causal row must not see has
-//! probability zero.
+//! After FlashAttention (Dao et al. 2022): scores are never in memory for more than [`CHUNK`] keys. A tile is up to six
+//! queries (rows × heads of one group, which share keys); a batch of four tiles passes the blocks of a chunk: scores to
+//! scratch memory, exponentials relative to the chunk's largest score, then the sums of values, in registers during a
+//! block. What a query has found in a chunk is a [`State`]; states are merged chunk after chunk.
+//!
+//! Both products are outer products: a broadcast word of a query (or of probabilities) times a row of the block. A word
+//! is one float32 or two bfloat16, see [`Factors`].
+//!
+//! # A row's result does not depend on others
+//! Chunks begin at multiples of [`CHUNK`] whatever a row sees, keys are taken in ascending order, and a state does not
+//! depend on who computes it: any thread may take any chunk. A row never touches what it must not see, not even with
+//! weight zero (there might be a NaN).
 
 #![expect(clippy::needless_range_loop, reason = "several small arrays are indexed alike; iterators hide the tile")]
+
+mod factors;
+mod kv;
+mod mask;
 
 use std::ops::Range;
 
 use crate::dispatch::Kernels;
+use crate::math::exp;
+use crate::pairs::Pairs;
+use crate::precision::Arithmetic;
 use crate::simd::{Simd, by_tile_rows};
-use crate::softmax::softmax;
+use crate::softmax::exponentials;
 use crate::view::MatrixMut;
 
-/// Tokens per block.
-pub const BLOCK_TOKENS: usize = 32;
+use factors::{Chunk, F32, Factors, Paired, Plain};
+pub use kv::{BLOCK_TOKENS, KvLayout};
+pub use mask::Mask;
+
+/// Keys whose scores are in memory at a time.
+const CHUNK: usize = 8 * BLOCK_TOKENS;
 
 /// Tiles of queries that meet a block while it is in the first-level cache.
 const BATCH_TILES: usize = 4;
-
-/// Scores of such a batch, unless those of one tile are more: 128 KiB of the second-level cache.
-const BATCH_SCORES: usize = 32 * 1024;
-
-/// Sizes of a block of keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvLayout {
-    /// K: key/value heads.
-    pub kv_heads: usize,
-    /// D: elements per head.
-    pub head_dim: usize,
-}
-
-impl KvLayout {
-    /// Values in a block.
-    pub fn block_len(&self) -> usize {
-        self.kv_heads * BLOCK_TOKENS * (self.head_dim + self.padded_dim())
-    }
-
-    /// Stores one token's keys and values (both `[K, D]`) at place `offset` of a block.
-    ///
-    /// # Panics
-    /// If the lengths do not fit.
-    #[track_caller]
-    pub fn write(&self, block: &mut [f32], offset: usize, keys: &[f32], values: &[f32]) {
-        let len = self.kv_heads * self.head_dim;
-        assert_eq!([keys.len(), values.len()], [len, len], "keys and values of {self:?}");
-        assert!(
-            offset < BLOCK_TOKENS && block.len() == self.block_len(),
-            "place {offset} of a block of {}",
-            block.len()
-        );
-        let (block_keys, block_values) = block.split_at_mut(len * BLOCK_TOKENS);
-        for (place, &key) in block_keys.chunks_exact_mut(BLOCK_TOKENS).zip(keys) {
-            place[offset] = key;
-        }
-        if self.head_dim == 0 {
-            return;
-        }
-        let places = block_values.chunks_exact_mut(BLOCK_TOKENS * self.padded_dim());
-        for (place, value) in places.zip(values.chunks_exact(self.head_dim)) {
-            let (value_place, padding) =
-                place[offset * self.padded_dim()..][..self.padded_dim()].split_at_mut(self.head_dim);
-            value_place.copy_from_slice(value);
-            padding.fill(0.0);
-        }
-    }
-
-    /// Head size in whole registers of any instruction set.
-    fn padded_dim(&self) -> usize {
-        self.head_dim.next_multiple_of(16)
-    }
-
-    /// Keys of a head, `[D, tokens]`.
-    #[inline(always)]
-    fn keys<'a>(&self, block: &'a [f32], kv_head: usize) -> &'a [f32] {
-        let len = self.head_dim * BLOCK_TOKENS;
-        &block[kv_head * len..][..len]
-    }
-
-    /// Values of a head, `[tokens, padded D]`.
-    #[inline(always)]
-    fn values<'a>(&self, block: &'a [f32], kv_head: usize) -> &'a [f32] {
-        let len = self.padded_dim() * BLOCK_TOKENS;
-        &block[self.kv_heads * self.head_dim * BLOCK_TOKENS + kv_head * len..][..len]
-    }
-}
 
 /// Where the blocks of a sequence are.
 pub trait BlockSource: Sync {
@@ -112,20 +57,23 @@ pub struct Attend<'a> {
     pub layout: KvLayout,
     /// The sequence's keys and values.
     pub blocks: &'a dyn BlockSource,
-    /// Keys that row `r` sees: the first `first_visible + r` ones if causal, the first `first_visible` ones if not.
-    pub first_visible: isize,
-    /// Whether later rows see more.
-    pub is_causal: bool,
+    /// Tokens of the sequence.
+    pub keys: usize,
+    /// Place of row 0 among the tokens (before the first one if only later rows belong to the sequence).
+    pub position: isize,
+    /// Which tokens a token sees.
+    pub mask: Mask<'a>,
     /// Scores are multiplied by this before the softmax.
     pub scale: f32,
+    /// What queries, keys, probabilities and values are rounded to before they are multiplied.
+    pub arithmetic: Arithmetic,
 }
 
 impl Attend<'_> {
     /// Keys that a row sees.
     #[inline(always)]
-    fn visible(&self, row: usize) -> usize {
-        let visible = self.first_visible + if self.is_causal { row as isize } else { 0 };
-        visible as usize
+    fn visible(&self, row: usize) -> Range<usize> {
+        self.mask.visible(self.position.wrapping_add_unsigned(row) as usize, self.keys)
     }
 
     /// Query heads per key/value head.
@@ -136,21 +84,19 @@ impl Attend<'_> {
 }
 
 impl Kernels {
-    /// Scratch values that [`Self::attend`] needs when no row sees more than `keys`; no fewer than for fewer keys.
-    pub fn attend_scratch_len(&self, keys: usize, layout: KvLayout) -> usize {
-        let scores_of_tile = self.tile_rows * keys.next_multiple_of(BLOCK_TOKENS);
-        let scores = scores_of_tile.max(BATCH_SCORES.min(BATCH_TILES * scores_of_tile));
-        scores + BATCH_TILES * self.tile_rows * layout.padded_dim()
+    /// Scratch values that [`Self::attend`] needs.
+    pub fn attend_scratch_len(&self, layout: KvLayout) -> usize {
+        BATCH_TILES * self.tile_rows * (CHUNK + query_len(layout) + 2 * State::len(layout)) + layout.words_len()
     }
 
     /// Attention of the rows of `out` (a part of a matrix `[rows, H × D]`); its columns are the heads that share one
     /// key/value head.
     ///
     /// # Panics
-    /// If the sizes do not fit, a row sees no key, or the scratch is too short.
+    /// If the sizes do not fit, a row is not a token of the sequence, or the scratch is too short.
     #[track_caller]
     pub fn attend(&self, problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) {
-        let KvLayout { kv_heads, head_dim } = problem.layout;
+        let KvLayout { kv_heads, head_dim, .. } = problem.layout;
         assert!(kv_heads > 0 && head_dim > 0, "{:?} holds nothing", problem.layout);
         assert!(problem.heads.is_multiple_of(kv_heads), "{} heads in {kv_heads} groups", problem.heads);
         let (rows, columns, width) = (out.rows(), out.columns(), problem.group() * head_dim);
@@ -163,19 +109,30 @@ impl Kernels {
         if rows.is_empty() {
             return;
         }
-        let (least, most) = (problem.visible(rows.start), problem.visible(rows.end - 1));
-        assert!(least > 0 && least <= most, "a row sees {least} keys");
-        assert!(
-            scratch.len() >= self.attend_scratch_len(most, problem.layout),
-            "scratch of {} for {most} keys",
-            scratch.len()
-        );
-        (self.attend)(problem, out, scratch);
+        let places = problem.position + rows.start as isize..problem.position + rows.end as isize;
+        let is_place = places.start >= 0 && places.end <= problem.keys as isize;
+        assert!(is_place || problem.mask == Mask::All && problem.keys > 0, "tokens {places:?} of {}", problem.keys);
+        assert!(scratch.len() >= self.attend_scratch_len(problem.layout), "scratch of {}", scratch.len());
+        let kernel = if problem.arithmetic == Arithmetic::Bfloat16 { self.attend_pairs() } else { None };
+        kernel.unwrap_or(self.attend)(problem, out, scratch);
     }
 }
 
+/// With factors in float32.
 #[inline(always)]
-pub(crate) fn attend<S: Simd>(simd: S, problem: &Attend<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
+pub(crate) fn attend_plain<S: Simd>(simd: S, problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) {
+    attend(Plain(simd), problem, out, scratch);
+}
+
+/// With factors in bfloat16.
+#[inline(always)]
+pub(crate) fn attend_pairs<P: Pairs>(arch: P, problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) {
+    attend(Paired(arch), problem, out, scratch);
+}
+
+#[inline(always)]
+fn attend<F: Factors>(factors: F, problem: &Attend<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
+    let simd = factors.simd();
     let KvLayout { head_dim, .. } = problem.layout;
     let rows = out.rows();
     let part = Part {
@@ -184,39 +141,92 @@ pub(crate) fn attend<S: Simd>(simd: S, problem: &Attend<'_>, mut out: MatrixMut<
         queries: rows.len() * problem.group(),
         kv_head: out.columns().start / (problem.group() * head_dim),
     };
-    let longest = problem.visible(rows.end - 1).next_multiple_of(BLOCK_TOKENS);
-    let batch = (BATCH_SCORES / (S::TILE_ROWS * longest)).clamp(1, BATCH_TILES) * S::TILE_ROWS;
-    for first in (0..part.queries).step_by(batch) {
-        let queries = first..part.queries.min(first + batch);
-        let seen = part.visible(queries.end - 1).next_multiple_of(BLOCK_TOKENS);
-        let (scores, sums) = scratch.split_at_mut(queries.len() * seen);
-        let sums = &mut sums[..queries.len() * problem.layout.padded_dim()];
-        for block in 0..seen / BLOCK_TOKENS {
-            let keys = problem.layout.keys(problem.blocks.block(block), part.kv_head);
-            let mut tiles = Tiles { part: &part, block, seen, queries: queries.clone(), scores, sums };
-            for query in queries.clone().step_by(S::TILE_ROWS) {
-                let tile_rows = (queries.end - query).min(S::TILE_ROWS);
-                by_tile_rows!(S, tile_rows, score_tile::<S; R>(simd, &mut tiles, keys, query));
+    let state_len = State::len(problem.layout);
+    let batch_len = BATCH_TILES * F::TILE_ROWS;
+    let (words, scratch) = scratch.split_at_mut(problem.layout.words_len());
+    let (scores, scratch) = scratch.split_at_mut(batch_len * CHUNK);
+    let (q, scratch) = scratch.split_at_mut(batch_len * query_len(problem.layout));
+    let (states, totals) = scratch.split_at_mut(batch_len * state_len);
+    for first in (0..part.queries).step_by(batch_len) {
+        let queries = first..part.queries.min(first + batch_len);
+        for (query, words) in queries.clone().zip(q.chunks_exact_mut(query_len(problem.layout))) {
+            let (place, padding) = words.split_at_mut(head_dim);
+            place.copy_from_slice(part.query(query));
+            padding.fill(0.0);
+            factors.narrow(words);
+        }
+        let totals = &mut totals[..queries.len() * state_len];
+        totals.fill(0.0);
+        let seen = part.seen(queries.clone());
+        for chunk in seen.start / CHUNK..seen.end.div_ceil(CHUNK) {
+            let keys = seen.start.max(chunk * CHUNK)..seen.end.min((chunk + 1) * CHUNK);
+            let mut batch = Batch { part: &part, queries: queries.clone(), chunk: chunk * CHUNK, q, scores, states };
+            batch.attend(factors, keys, words);
+            for (total, state) in totals.chunks_exact_mut(state_len).zip(states.chunks_exact(state_len)) {
+                State::merge(simd, total, state);
             }
         }
-        for (query, row) in queries.clone().zip(scores.chunks_exact_mut(seen)) {
-            let (visible, hidden) = row.split_at_mut(part.visible(query));
-            softmax(simd, visible);
-            hidden.fill(0.0);
-        }
-        sums.fill(0.0);
-        for block in 0..seen / BLOCK_TOKENS {
-            let values = problem.layout.values(problem.blocks.block(block), part.kv_head);
-            let mut tiles = Tiles { part: &part, block, seen, queries: queries.clone(), scores, sums };
-            for query in queries.clone().step_by(S::TILE_ROWS) {
-                let tile_rows = (queries.end - query).min(S::TILE_ROWS);
-                by_tile_rows!(S, tile_rows, value_tile::<S; R>(simd, &mut tiles, values, query));
-            }
-        }
-        for (query, sums) in queries.clone().zip(sums.chunks_exact(problem.layout.padded_dim())) {
+        for (query, total) in queries.clone().zip(totals.chunks_exact(state_len)) {
             let (row, head) = (part.first_row + query / problem.group(), query % problem.group());
-            out.row(row)[head * head_dim..][..head_dim].copy_from_slice(&sums[..head_dim]);
+            let scale = 1.0 / State::weight(total);
+            for (out, sum) in out.row(row)[head * head_dim..][..head_dim].iter_mut().zip(total) {
+                *out = sum * scale;
+            }
         }
+    }
+}
+
+/// Words of a query, in whole pairs of registers.
+fn query_len(layout: KvLayout) -> usize {
+    layout.head_dim.next_multiple_of(32)
+}
+
+/// What a query has found in some keys: `[padded D]` sums of values, each weighted by `e^(score - largest)`, then in a
+/// register of its own the largest score and the sum of the weights (zero if there was no key).
+struct State;
+
+impl State {
+    fn len(layout: KvLayout) -> usize {
+        layout.padded_dim() + 16
+    }
+
+    #[inline(always)]
+    fn weight(state: &[f32]) -> f32 {
+        state[state.len() - 15]
+    }
+
+    #[inline(always)]
+    fn set(state: &mut [f32], largest: f32, weight: f32) {
+        let len = state.len();
+        state[len - 16] = largest;
+        state[len - 15] = weight;
+    }
+
+    /// Adds what was found in later keys.
+    #[inline(always)]
+    fn merge<S: Simd>(simd: S, total: &mut [f32], state: &[f32]) {
+        let (weight, more) = (Self::weight(total), Self::weight(state));
+        if more == 0.0 {
+            return;
+        }
+        if weight == 0.0 {
+            total.copy_from_slice(state);
+            return;
+        }
+        let at = total.len() - 16;
+        let largest = if state[at] > total[at] { state[at] } else { total[at] };
+        let mut factors = S::ZERO_CHUNK;
+        factors.as_mut()[..2].copy_from_slice(&[total[at] - largest, state[at] - largest]);
+        let loaded = exp(simd, simd.load(&factors));
+        simd.store(loaded, &mut factors);
+        let (old, new) = (factors.as_ref()[0], factors.as_ref()[1]);
+        let (sums, _) = S::chunks_mut(&mut total[..at]);
+        let (more_sums, _) = S::chunks(&state[..at]);
+        for (sum, more) in sums.iter_mut().zip(more_sums) {
+            let kept = simd.mul(simd.load(sum), simd.splat(old));
+            simd.store(simd.mul_add(simd.load(more), simd.splat(new), kept), sum);
+        }
+        Self::set(total, largest, weight * old + more * new);
     }
 }
 
@@ -229,10 +239,21 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// Keys that a query sees; later ones see at least as much.
+    /// Keys that a query sees.
     #[inline(always)]
-    fn visible(&self, query: usize) -> usize {
+    fn visible(&self, query: usize) -> Range<usize> {
         self.problem.visible(self.first_row + query / self.problem.group())
+    }
+
+    /// Keys from the first to the last one that some of the queries see.
+    #[inline(always)]
+    fn seen(&self, queries: Range<usize>) -> Range<usize> {
+        let mut seen = self.visible(queries.start);
+        for query in queries {
+            let visible = self.visible(query);
+            seen = seen.start.min(visible.start)..seen.end.max(visible.end);
+        }
+        seen
     }
 
     /// Elements of a query.
@@ -244,53 +265,153 @@ impl<'a> Part<'a> {
     }
 }
 
-/// A batch of queries meets a block.
-struct Tiles<'a> {
+/// A batch of queries meets a chunk of keys.
+struct Batch<'a> {
     part: &'a Part<'a>,
-    block: usize,
-    /// Keys that the batch sees, in whole blocks.
-    seen: usize,
     queries: Range<usize>,
-    /// `[queries, seen]`.
+    /// First key of the chunk.
+    chunk: usize,
+    /// `[queries, D in words]`.
+    q: &'a [f32],
+    /// `[queries, CHUNK]`.
     scores: &'a mut [f32],
-    /// `[queries, padded D]`.
-    sums: &'a mut [f32],
+    /// `[queries, State]`.
+    states: &'a mut [f32],
+}
+
+impl Batch<'_> {
+    /// Computes the states of all queries for some keys of the chunk; `words` is for blocks to be converted in.
+    #[inline(always)]
+    fn attend<F: Factors>(&mut self, factors: F, keys: Range<usize>, words: &mut [f32]) {
+        let (layout, queries) = (self.part.problem.layout, self.queries.clone());
+        let blocks = keys.start / BLOCK_TOKENS..keys.end.div_ceil(BLOCK_TOKENS);
+        for block in blocks.clone() {
+            let source = self.part.problem.blocks.block(block);
+            let keys = layout.keys::<F>(source, self.part.kv_head, words);
+            for query in queries.clone().step_by(F::TILE_ROWS) {
+                let rows = (queries.end - query).min(F::TILE_ROWS);
+                by_tile_rows!(F, rows, score_tile::<F; R>(factors, self, keys, block, query));
+            }
+        }
+        let state_len = State::len(layout);
+        let rows = self.scores.chunks_exact_mut(CHUNK).zip(self.states.chunks_exact_mut(state_len));
+        for (query, (scores, state)) in queries.clone().zip(rows) {
+            let visible = within(&self.part.visible(query), self.chunk, CHUNK);
+            state.fill(0.0);
+            scores[..visible.start].fill(0.0);
+            scores[visible.end..].fill(0.0);
+            if !visible.is_empty() {
+                let (largest, weight) = exponentials(factors.simd(), &mut scores[visible]);
+                State::set(state, largest, weight);
+                factors.narrow(scores);
+            }
+        }
+        for block in blocks {
+            let source = self.part.problem.blocks.block(block);
+            let values = layout.values::<F>(source, self.part.kv_head, words);
+            for query in queries.clone().step_by(F::TILE_ROWS) {
+                let rows = (queries.end - query).min(F::TILE_ROWS);
+                let shared = self.shared::<F>(block, query..query + rows);
+                self.alone(factors, values, block, query..query + rows, 0..shared.start);
+                let words = shared.start / F::PER_WORD..shared.end / F::PER_WORD;
+                let tile = ValueTile { values, block, query, words, half: None };
+                if !tile.words.is_empty() {
+                    by_tile_rows!(F, rows, value_tile::<F; R>(factors, self, &tile));
+                }
+                self.alone(factors, values, block, query..query + rows, shared.end..BLOCK_TOKENS);
+            }
+        }
+    }
+
+    /// Tokens of a block that all of the queries see, in whole words; if there are none, an empty range at the end.
+    #[inline(always)]
+    fn shared<F: Factors>(&self, block: usize, queries: Range<usize>) -> Range<usize> {
+        let mut shared = 0..BLOCK_TOKENS;
+        for query in queries {
+            let visible = within(&self.part.visible(query), block * BLOCK_TOKENS, BLOCK_TOKENS);
+            shared = shared.start.max(visible.start)..shared.end.min(visible.end);
+        }
+        let words = shared.start.div_ceil(F::PER_WORD)..shared.end / F::PER_WORD;
+        if words.is_empty() { BLOCK_TOKENS..BLOCK_TOKENS } else { words.start * F::PER_WORD..words.end * F::PER_WORD }
+    }
+
+    /// Adds the values of the given tokens of a block that each of the queries sees, for one query at a time.
+    #[inline(always)]
+    fn alone<F: Factors>(
+        &mut self,
+        factors: F,
+        values: &[f32],
+        block: usize,
+        queries: Range<usize>,
+        tokens: Range<usize>,
+    ) {
+        if tokens.is_empty() {
+            return;
+        }
+        for query in queries {
+            let visible = within(&self.part.visible(query), block * BLOCK_TOKENS, BLOCK_TOKENS);
+            let mut next = visible.start.max(tokens.start);
+            let end = visible.end.min(tokens.end);
+            while next < end {
+                // Whole words, or half of a word at an edge of what the query sees.
+                let word = next / F::PER_WORD;
+                let (words, half, behind) = if !next.is_multiple_of(F::PER_WORD) {
+                    (word..word + 1, Some(false), next + 1)
+                } else if end / F::PER_WORD > word {
+                    (word..end / F::PER_WORD, None, end / F::PER_WORD * F::PER_WORD)
+                } else {
+                    (word..word + 1, Some(true), end)
+                };
+                value_tile::<F, 1>(factors, self, &ValueTile { values, block, query, words, half });
+                next = behind;
+            }
+        }
+    }
+}
+
+/// The part of a range that lies in `len` places from `start` on, counted from there; empty ones are `0..0`.
+#[inline(always)]
+fn within(range: &Range<usize>, start: usize, len: usize) -> Range<usize> {
+    let (first, end) = (range.start.max(start), range.end.min(start + len));
+    if first < end { first - start..end - start } else { 0..0 }
 }
 
 /// Scores of R queries against the block's keys.
 #[inline(always)]
-fn score_tile<S: Simd, const R: usize>(simd: S, tiles: &mut Tiles<'_>, keys: &[f32], query: usize) {
-    let at = tiles.block * BLOCK_TOKENS;
-    if tiles.part.visible(query + R - 1) <= at {
+fn score_tile<F: Factors, const R: usize>(factors: F, batch: &mut Batch<'_>, keys: &[f32], block: usize, query: usize) {
+    let seen = batch.part.seen(query..query + R);
+    if within(&seen, block * BLOCK_TOKENS, BLOCK_TOKENS).is_empty() {
         return;
     }
+    let query_len = query_len(batch.part.problem.layout);
+    let first = query - batch.queries.start;
     let mut q: [&[f32]; R] = [&[]; R];
     for r in 0..R {
-        q[r] = tiles.part.query(query + r);
+        q[r] = &batch.q[(first + r) * query_len..][..query_len];
     }
-    let scores = &mut tiles.scores[(query - tiles.queries.start) * tiles.seen + at..];
-    let scale = tiles.part.problem.scale;
-    if S::LANES == 16 {
-        block_scores::<S, R, 2>(simd, q, keys, 0, scale, scores, tiles.seen);
+    let scores = &mut batch.scores[first * CHUNK + block * BLOCK_TOKENS - batch.chunk..];
+    let scale = batch.part.problem.scale;
+    if F::Simd::LANES == 16 {
+        block_scores::<F, R, 2>(factors, q, keys, 0, scale, scores);
     } else {
-        for register in (0..BLOCK_TOKENS / S::LANES).step_by(4) {
-            block_scores::<S, R, 4>(simd, q, keys, register, scale, scores, tiles.seen);
+        for register in (0..BLOCK_TOKENS / F::Simd::LANES).step_by(4) {
+            block_scores::<F, R, 4>(factors, q, keys, register, scale, scores);
         }
     }
 }
 
 /// Scores of R queries against C registers of a block's keys, from the given one on: row r goes to
-/// `scores[r * stride ..]`, at the keys' places in the block.
+/// `scores[r * CHUNK ..]`, at the keys' places in the block.
 #[inline(always)]
-fn block_scores<S: Simd, const R: usize, const C: usize>(
-    simd: S,
+fn block_scores<F: Factors, const R: usize, const C: usize>(
+    factors: F,
     q: [&[f32]; R],
     keys: &[f32],
     register: usize,
     scale: f32,
     scores: &mut [f32],
-    stride: usize,
 ) {
+    let simd = factors.simd();
     let (keys, _) = keys.as_chunks::<BLOCK_TOKENS>();
     let mut q = q;
     for q in &mut q {
@@ -298,257 +419,112 @@ fn block_scores<S: Simd, const R: usize, const C: usize>(
     }
     let mut sums = [[simd.splat(0.0); C]; R];
     for d in 0..keys.len() {
-        let (of_tokens, _) = S::chunks(&keys[d]);
+        let (of_tokens, _) = F::Simd::chunks(&keys[d]);
         let of_tokens = &of_tokens[register..][..C];
-        let mut element = [simd.splat(0.0); R];
+        let mut element = [factors.splat(0.0); R];
         for r in 0..R {
-            element[r] = simd.splat(q[r][d]);
+            element[r] = factors.splat(q[r][d]);
         }
         // One register of keys at a time: R·C sums, R elements and it are all the registers there are.
         for c in 0..C {
-            let key = simd.load(&of_tokens[c]);
+            let key = factors.load(&of_tokens[c]);
             for r in 0..R {
-                sums[r][c] = simd.mul_add(element[r], key, sums[r][c]);
+                sums[r][c] = factors.multiply_add(element[r], key, sums[r][c]);
             }
         }
     }
     for r in 0..R {
-        let (out, _) = S::chunks_mut(&mut scores[r * stride..][..BLOCK_TOKENS]);
+        let (out, _) = F::Simd::chunks_mut(&mut scores[r * CHUNK..][..BLOCK_TOKENS]);
         for c in 0..C {
             simd.store(simd.mul(sums[r][c], simd.splat(scale)), &mut out[register + c]);
         }
     }
 }
 
+/// Some words of a block's values for some queries.
+struct ValueTile<'a> {
+    values: &'a [f32],
+    block: usize,
+    /// The first query.
+    query: usize,
+    words: Range<usize>,
+    /// If it is only the first or second token of the word that counts.
+    half: Option<bool>,
+}
+
 /// Adds the block's values, weighted by probability, to the sums of R queries.
 #[inline(always)]
-fn value_tile<S: Simd, const R: usize>(simd: S, tiles: &mut Tiles<'_>, values: &[f32], query: usize) {
-    let at = tiles.block * BLOCK_TOKENS;
-    let tokens = tiles.part.visible(query + R - 1).saturating_sub(at).min(BLOCK_TOKENS);
-    let first = query - tiles.queries.start;
+fn value_tile<F: Factors, const R: usize>(factors: F, batch: &mut Batch<'_>, tile: &ValueTile<'_>) {
+    let layout = batch.part.problem.layout;
+    let (first, state_len) = (tile.query - batch.queries.start, State::len(layout));
+    let at = (tile.block * BLOCK_TOKENS - batch.chunk) / F::PER_WORD;
     let mut weights: [&[f32]; R] = [&[]; R];
     for r in 0..R {
-        weights[r] = &tiles.scores[(first + r) * tiles.seen + at..][..tokens];
+        weights[r] = &batch.scores[(first + r) * CHUNK + at..][tile.words.clone()];
     }
-    let padded_dim = tiles.part.problem.layout.padded_dim();
-    let sums = &mut tiles.sums[first * padded_dim..][..R * padded_dim];
-    let registers = padded_dim / S::LANES;
+    let sums = &mut batch.states[first * state_len..][..R * state_len];
+    let values = &tile.values[tile.words.start * layout.padded_dim()..tile.words.end * layout.padded_dim()];
+    let registers = layout.padded_dim() / F::Simd::LANES;
     let mut register = 0;
     while register + 4 <= registers {
-        block_values::<S, R, 4>(simd, weights, values, register, sums);
+        block_values::<F, R, 4>(factors, weights, values, register..registers, tile.half, sums);
         register += 4;
     }
     while register < registers {
-        block_values::<S, R, 1>(simd, weights, values, register, sums);
+        block_values::<F, R, 1>(factors, weights, values, register..registers, tile.half, sums);
         register += 1;
     }
 }
 
-/// C registers of the values, from the given one on, token after token.
+/// C registers of the values, from the given one on, word after word.
 #[inline(always)]
-fn block_values<S: Simd, const R: usize, const C: usize>(
-    simd: S,
+fn block_values<F: Factors, const R: usize, const C: usize>(
+    factors: F,
     weights: [&[f32]; R],
     values: &[f32],
-    register: usize,
+    registers: Range<usize>,
+    half: Option<bool>,
     sums: &mut [f32],
 ) {
-    let (values, _) = S::chunks(values);
-    let (sums, _) = S::chunks_mut(sums);
-    let registers = sums.len() / R;
+    let simd = factors.simd();
+    let (register, registers) = (registers.start, registers.end);
+    let (values, _) = F::Simd::chunks(values);
+    let (sums, _) = F::Simd::chunks_mut(sums);
+    let stride = sums.len() / R;
     let mut in_flight = [[simd.splat(0.0); C]; R];
     for r in 0..R {
         for c in 0..C {
-            in_flight[r][c] = simd.load(&sums[r * registers + register + c]);
+            in_flight[r][c] = simd.load(&sums[r * stride + register + c]);
         }
     }
-    let tokens = weights[0].len();
+    let words = weights[0].len();
     let mut weights = weights;
     for weights in &mut weights {
-        *weights = &weights[..tokens];
+        *weights = &weights[..words];
     }
-    for token in 0..tokens {
-        let value = &values[token * registers + register..][..C];
-        let mut weight = [simd.splat(0.0); R];
+    for word in 0..words {
+        let value: &[Chunk<F>] = &values[word * registers + register..][..C];
+        let mut weight = [factors.splat(0.0); R];
         for r in 0..R {
-            weight[r] = simd.splat(weights[r][token]);
+            weight[r] = factors.splat(weights[r][word]);
         }
         for c in 0..C {
-            let of_token = simd.load(&value[c]);
+            let of_tokens = match half {
+                None => factors.load(&value[c]),
+                Some(is_first) => factors.load_half(&value[c], is_first),
+            };
             for r in 0..R {
-                in_flight[r][c] = simd.mul_add(weight[r], of_token, in_flight[r][c]);
+                let sum: F32<F> = in_flight[r][c];
+                in_flight[r][c] = factors.multiply_add(weight[r], of_tokens, sum);
             }
         }
     }
     for r in 0..R {
         for c in 0..C {
-            simd.store(in_flight[r][c], &mut sums[r * registers + register + c]);
+            simd.store(in_flight[r][c], &mut sums[r * stride + register + c]);
         }
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::testing::{assert_close, bits, numbers};
-
-    /// One sequence: its queries are the last rows of its tokens.
-    struct Case {
-        rows: usize,
-        tokens: usize,
-        heads: usize,
-        layout: KvLayout,
-        q: Vec<f32>,
-        k: Vec<f32>,
-        v: Vec<f32>,
-        is_causal: bool,
-    }
-
-    struct Blocks {
-        blocks: Vec<Vec<f32>>,
-    }
-
-    impl BlockSource for Blocks {
-        fn block(&self, index: usize) -> &[f32] {
-            &self.blocks[index]
-        }
-    }
-
-    const SCALE: f32 = 0.4;
-
-    impl Case {
-        fn new(rows: usize, tokens: usize, heads: usize, kv_heads: usize, head_dim: usize, is_causal: bool) -> Self {
-            let width = kv_heads * head_dim;
-            let q = numbers(1, rows * heads * head_dim).iter().map(|value| value * 3.0).collect();
-            let (k, v) = (numbers(2, tokens * width), numbers(3, tokens * width));
-            Self { rows, tokens, heads, layout: KvLayout { kv_heads, head_dim }, q, k, v, is_causal }
-        }
-
-        fn all() -> Vec<Self> {
-            let sizes = [
-                (1, 1, 1, 1, 8),
-                (1, 33, 9, 3, 64),
-                (5, 5, 4, 2, 12),
-                (40, 70, 3, 3, 72),
-                (7, 64, 6, 1, 16),
-                (33, 33, 2, 2, 80),
-                (2, 300, 4, 4, 128),
-                (30, 1400, 1, 1, 16),
-            ];
-            let cases = |(rows, tokens, heads, kv_heads, head_dim)| {
-                [true, false].map(|is_causal| Self::new(rows, tokens, heads, kv_heads, head_dim, is_causal))
-            };
-            sizes.into_iter().flat_map(cases).collect()
-        }
-
-        fn visible(&self, row: usize) -> usize {
-            if self.is_causal { self.tokens - self.rows + row + 1 } else { self.tokens }
-        }
-
-        /// The case on blocks that hold `rubbish` where nothing was written.
-        fn run(&self, kernels: &Kernels, tile_rows: usize, rubbish: f32) -> Vec<f32> {
-            let width = self.layout.kv_heads * self.layout.head_dim;
-            let mut blocks = vec![vec![rubbish; self.layout.block_len()]; self.tokens.div_ceil(BLOCK_TOKENS)];
-            for token in 0..self.tokens {
-                let block = &mut blocks[token / BLOCK_TOKENS];
-                let (key, value) = (&self.k[token * width..][..width], &self.v[token * width..][..width]);
-                self.layout.write(block, token % BLOCK_TOKENS, key, value);
-            }
-            let problem = Attend {
-                q: &self.q,
-                heads: self.heads,
-                layout: self.layout,
-                blocks: &Blocks { blocks },
-                first_visible: self.visible(0) as isize,
-                is_causal: self.is_causal,
-                scale: SCALE,
-            };
-            let mut out = vec![f32::NAN; self.q.len()];
-            let mut scratch = vec![f32::NAN; kernels.attend_scratch_len(self.tokens, self.layout)];
-            let group_width = problem.group() * self.layout.head_dim;
-            for part in MatrixMut::new(&mut out, self.rows).tiles(tile_rows, group_width) {
-                kernels.attend(&problem, part, &mut scratch);
-            }
-            out
-        }
-
-        fn expected(&self, row: usize, head: usize) -> Vec<f64> {
-            let head_dim = self.layout.head_dim;
-            let kv_head = head / (self.heads / self.layout.kv_heads);
-            let place = |token: usize| (token * self.layout.kv_heads + kv_head) * head_dim;
-            let query = &self.q[(row * self.heads + head) * head_dim..][..head_dim];
-            let score = |token: usize| {
-                let key = &self.k[place(token)..][..head_dim];
-                query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(SCALE)
-            };
-            let scores: Vec<f64> = (0..self.visible(row)).map(score).collect();
-            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let total: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
-            let weighted = |(token, score): (usize, &f64), d: usize| {
-                (score - largest).exp() / total * f64::from(self.v[place(token) + d])
-            };
-            (0..head_dim).map(|d| scores.iter().enumerate().map(|pair| weighted(pair, d)).sum()).collect()
-        }
-    }
-
-    pub(crate) fn follows_the_definition(kernels: &Kernels) {
-        for case in Case::all() {
-            let out = case.run(kernels, case.rows, 0.0);
-            let head_dim = case.layout.head_dim;
-            for (at, out) in out.chunks(head_dim).enumerate() {
-                let (row, head) = (at / case.heads, at % case.heads);
-                for (&out, expected) in out.iter().zip(case.expected(row, head)) {
-                    // The error of a score of this size, and of a sum over so many values below one.
-                    let tolerance = f64::from(f32::EPSILON) * (8.0 + (case.tokens as f64).sqrt());
-                    assert_close(out, expected, tolerance, (case.rows, case.tokens, case.layout, row, head));
-                }
-            }
-        }
-    }
-
-    /// In tiles of any number of rows, with other heads and rows beside them: the same bits.
-    pub(crate) fn rows_are_independent(kernels: &Kernels) {
-        for case in Case::all() {
-            let whole = bits(&case.run(kernels, case.rows, 0.0));
-            for tile_rows in [1, 2, 5, 16] {
-                assert_eq!(bits(&case.run(kernels, tile_rows, 0.0)), whole, "tiles of {tile_rows} rows");
-            }
-        }
-    }
-
-    pub(crate) fn unseen_tokens_do_not_matter(kernels: &Kernels) {
-        for case in Case::all() {
-            let clean = bits(&case.run(kernels, case.rows, 0.0));
-            for rubbish in [f32::NAN, f32::INFINITY, 3e38] {
-                assert_eq!(bits(&case.run(kernels, case.rows, rubbish)), clean, "{rubbish}");
-            }
-        }
-    }
-
-    #[test]
-    fn scratch_for_more_keys_serves_fewer() {
-        for kernels in Kernels::available() {
-            let layout = KvLayout { kv_heads: 1, head_dim: 72 };
-            let sizes: Vec<usize> = (1..20_000).map(|keys| kernels.attend_scratch_len(keys, layout)).collect();
-            assert!(sizes.is_sorted());
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "is not one group of 16")]
-    fn a_part_of_a_group_is_refused() {
-        let case = Case::new(1, 1, 4, 2, 8, true);
-        let problem = Attend {
-            q: &case.q,
-            heads: 4,
-            layout: case.layout,
-            blocks: &Blocks { blocks: Vec::new() },
-            first_visible: 1,
-            is_causal: true,
-            scale: SCALE,
-        };
-        let mut out = [0.0; 32];
-        let part = MatrixMut::new(&mut out, 1).tiles(1, 8).next().unwrap();
-        Kernels::select(Some("scalar")).unwrap().attend(&problem, part, &mut [0.0; 64]);
-    }
-}
+pub(crate) mod tests;

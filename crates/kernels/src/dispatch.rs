@@ -37,7 +37,7 @@ pub struct Kernels {
     pub(crate) rope: RopeFn,
     pub(crate) softmax: fn(&mut [f32]),
     pub(crate) depthwise: fn(&Depthwise<'_>, Range<usize>, &mut [f32]),
-    pub(crate) attend: fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]),
+    pub(crate) attend: AttendFn,
     pub(crate) multiply_adds: PeakFn,
     pub(crate) other_peaks: &'static [Peak],
     pub(crate) quantized: crate::quantized::Table,
@@ -51,9 +51,12 @@ pub(crate) struct PairKernels {
     pub(crate) matmul: MatmulFn,
     /// Scratch values for that many rows (or fewer) of so many inputs.
     pub(crate) scratch_len: fn(usize, usize) -> usize,
+    /// Attention with factors in bfloat16, if that is faster.
+    pub(crate) attend: Option<AttendFn>,
 }
 
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);
+pub(crate) type AttendFn = fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]);
 type EmbedFn = fn(&[u8], &mut [f32]);
 type LayerNormFn = fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
 type RopeFn = fn(&[f32], RopeDims, &[f32], &[f32], &mut [f32]);
@@ -96,6 +99,15 @@ impl Kernels {
     /// is slow in this processor may come last all the same: it is not the default).
     pub fn available() -> impl Iterator<Item = &'static Self> {
         rows_within(Features::detected())
+    }
+
+    /// Whether [`crate::Arithmetic::Bfloat16`] makes a difference to attention.
+    pub fn attends_in_pairs(&self) -> bool {
+        self.attend_pairs().is_some()
+    }
+
+    pub(crate) fn attend_pairs(&self) -> Option<AttendFn> {
+        self.pairs.as_ref().and_then(|pairs| pairs.attend)
     }
 
     /// Name of the instruction set.

@@ -51,13 +51,13 @@ mod neon;
 mod testing;
 
 pub use activation::Activation;
-pub use attention::{Attend, BLOCK_TOKENS, BlockSource, KvLayout};
+pub use attention::{Attend, BLOCK_TOKENS, BlockSource, KvLayout, Mask};
 pub use convolution::{Convolution, Depthwise, unfold_windows};
 pub use dispatch::{Error, Kernels};
 pub use matmul::Matmul;
 pub use patches::{Patches, unfold_patches};
 pub use peak::Peak;
-pub use precision::Arithmetic;
+pub use precision::{Arithmetic, KvPrecision};
 pub use quantized::{
     CodeBits, GroupedRows, PackedDims, PackedMatrix, QuantizedMatmul, QuantizedRows, QuantizedRowsMut, QuantizedSwiglu,
 };

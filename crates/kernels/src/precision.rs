@@ -10,3 +10,15 @@ pub enum Arithmetic {
     /// elsewhere the same as [`Self::Float32`].
     Bfloat16,
 }
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvPrecision {
+    /// As they were computed.
+    #[default]
+    Float32,
+    /// Rounded to bfloat16: half the memory.
+    Bfloat16,
+    /// Eight bits per element and a scale per token and head: a quarter of the memory.
+    Eight,
+}

@@ -18,7 +18,8 @@ impl Kernels {
 
 #[inline(always)]
 pub(crate) fn softmax<S: Simd>(simd: S, values: &mut [f32]) {
-    let scale = 1.0 / exponentials(simd, values);
+    let (_, sum) = exponentials(simd, values);
+    let scale = 1.0 / sum;
     let (chunks, rest) = S::chunks_mut(values);
     for chunk in chunks {
         simd.store(simd.mul(simd.load(chunk), simd.splat(scale)), chunk);
@@ -28,10 +29,11 @@ pub(crate) fn softmax<S: Simd>(simd: S, values: &mut [f32]) {
     }
 }
 
-/// Replaces every value by `e^(value - largest)` and returns their sum.
+/// Replaces every value by `e^(value - largest)`; returns the largest one and their sum.
 #[inline(always)]
-pub(crate) fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> f32 {
-    let largest = simd.splat(largest(simd, values));
+pub(crate) fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
+    let largest_value = largest(simd, values);
+    let largest = simd.splat(largest_value);
     let (chunks, rest) = S::chunks_mut(values);
     let mut sums = simd.splat(0.0);
     for chunk in chunks {
@@ -46,7 +48,7 @@ pub(crate) fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> f32 {
             sum += value;
         }
     }
-    sum
+    (largest_value, sum)
 }
 
 #[inline(always)]

@@ -11,7 +11,8 @@ macro_rules! kernel_tests {
         mod $isa {
             crate::testing::kernel_tests! { $name;
                 activation: functions_follow_their_definitions, extreme_values_are_kept, silu_mul_is_a_product;
-                attention: follows_the_definition, rows_are_independent, unseen_tokens_do_not_matter;
+                attention: follows_the_definition, rows_are_independent, unseen_tokens_do_not_matter,
+                    a_bad_token_stays_where_it_is_seen;
                 convolution: every_channel_meets_its_window, rows_are_independent;
                 elementwise: sums_and_products_are_exact;
                 embed: conversion_is_exact;

@@ -1,7 +1,8 @@
 //! The conformance table: one row per operation and shape, run by every backend against the reference backend.
 
 use ocelli_backend::{
-    Activation, AttentionDims, BLOCK_TOKENS, Backend, ConvolutionDims, Epilogue, PatchDims, RopeDims, RopePairing, Span,
+    Activation, AttentionDims, BLOCK_TOKENS, Backend, ConvolutionDims, Epilogue, Mask, PatchDims, RopeDims,
+    RopePairing, Span,
 };
 use ocelli_formats::{Dtype, SharedBytes, TensorData};
 
@@ -62,7 +63,14 @@ fn pair<'a, B: Backend>(backend: &'a B, case: impl Into<String>) -> Pair<'a, B> 
 
 fn linear<B: Backend>(backend: &B) {
     let sizes = [(1, 1, 1), (1, 64, 96), (3, 33, 7), (5, 576, 130), (8, 128, 64), (17, 96, 257), (70, 160, 50)];
-    let activations = [Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Silu];
+    let activations = [
+        Activation::None,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Silu,
+        Activation::QuickGelu,
+        Activation::Relu,
+    ];
     let dtypes = [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F64];
     let mut random = Random::new(1);
     for (case, (rows, n_in, n_out)) in sizes.into_iter().enumerate() {
@@ -215,11 +223,18 @@ fn attention<B: Backend>(backend: &B) {
         let q: Vec<f32> = random.values(batch * queries * heads * head_dim).iter().map(|value| value * 4.0).collect();
         let (k, v) =
             (random.values(batch * keys * kv_heads * head_dim), random.values(batch * keys * kv_heads * head_dim));
-        let expected = ReferenceBackend.attention(&q, &k, &v, dims, 0.3);
-        let actual = backend.attention(&backend.upload(&q), &backend.upload(&k), &backend.upload(&v), dims, 0.3);
-        pair(backend, format!("attention {dims:?}")).check(&actual, &expected, 1e-5);
+        let (on_q, on_k, on_v) = (backend.upload(&q), backend.upload(&k), backend.upload(&v));
+        for mask in MASKS.into_iter().filter(|&mask| mask == Mask::All || queries == keys) {
+            let expected = ReferenceBackend.attention(&q, &k, &v, dims, mask, 0.3);
+            let actual = backend.attention(&on_q, &on_k, &on_v, dims, mask, 0.3);
+            pair(backend, format!("attention {dims:?} {mask:?}")).check(&actual, &expected, 1e-5);
+        }
     }
 }
+
+/// Every kind, with edges within blocks and between them.
+const MASKS: [Mask<'static>; 5] =
+    [Mask::All, Mask::Causal, Mask::Window(21), Mask::Prefix(11), Mask::Segments(&[0, 3, 4, 32, 63])];
 
 /// Three sequences in one step: a long prefill, a fresh one and a single token, with blocks out of order.
 fn attention_cached<B: Backend>(backend: &B) {
@@ -237,9 +252,12 @@ fn attention_cached<B: Backend>(backend: &B) {
         let (k, v) = (random.values(slots.len() * width), random.values(slots.len() * width));
         let q: Vec<f32> = random.values(44 * heads * head_dim).iter().map(|value| value * 3.0).collect();
 
-        let expected = cached(&ReferenceBackend, (heads, kv_heads, head_dim), (&q, &k, &v), &slots, &spans);
-        let actual = cached(backend, (heads, kv_heads, head_dim), (&q, &k, &v), &slots, &spans);
-        pair(backend, format!("attention_cached {heads}/{kv_heads}x{head_dim}")).check(&actual, &expected, 1e-5);
+        for mask in MASKS {
+            let sizes = (heads, kv_heads, head_dim);
+            let expected = cached(&ReferenceBackend, sizes, (&q, &k, &v), &slots, &spans, mask);
+            let actual = cached(backend, sizes, (&q, &k, &v), &slots, &spans, mask);
+            pair(backend, format!("attention_cached {sizes:?} {mask:?}")).check(&actual, &expected, 1e-5);
+        }
     }
 }
 
@@ -249,6 +267,7 @@ fn cached<B: Backend>(
     (q, k, v): (&[f32], &[f32], &[f32]),
     slots: &[usize],
     spans: &[Span],
+    mask: Mask<'_>,
 ) -> B::Buffer {
     let mut kv = backend.kv_blocks(kv_heads, head_dim);
     backend.kv_write(&mut kv, &backend.upload(k), &backend.upload(v), slots);
@@ -256,7 +275,7 @@ fn cached<B: Backend>(
     let mut spans = spans.to_vec();
     backend.kv_copy(&mut kv, 2, 6);
     spans[2].blocks = vec![6];
-    backend.attention_cached(&backend.upload(q), heads, &kv, &spans, 0.25)
+    backend.attention_cached(&backend.upload(q), heads, &kv, &spans, mask, 0.25)
 }
 
 fn rows<B: Backend>(backend: &B) {

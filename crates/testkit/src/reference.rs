@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use ocelli_backend::{
-    Activation, AttentionDims, BLOCK_TOKENS, Backend, ConvolutionDims, Epilogue, PatchDims, RopeDims, RopePairing, Span,
+    Activation, AttentionDims, BLOCK_TOKENS, Backend, ConvolutionDims, Epilogue, Mask, PatchDims, RopeDims,
+    RopePairing, Span,
 };
 use ocelli_formats::WeightData;
 
@@ -128,18 +129,31 @@ impl Backend for ReferenceBackend {
         out
     }
 
-    fn attention(&self, q: &Vec<f32>, k: &Vec<f32>, v: &Vec<f32>, dims: AttentionDims, scale: f32) -> Vec<f32> {
+    fn attention(
+        &self,
+        q: &Vec<f32>,
+        k: &Vec<f32>,
+        v: &Vec<f32>,
+        dims: AttentionDims,
+        mask: Mask<'_>,
+        scale: f32,
+    ) -> Vec<f32> {
         let d = dims.head_dim;
         let group = dims.heads / dims.kv_heads;
         let mut out = Vec::with_capacity(q.len());
         for (at, query) in q.chunks(d).enumerate() {
-            let (entry, kv_head) = (at / dims.heads / dims.queries, at % dims.heads / group);
-            let place = |key| ((entry * dims.keys + key) * dims.kv_heads + kv_head) * d;
-            let keys: Vec<&[f32]> = (0..dims.keys).map(|key| &k[place(key)..][..d]).collect();
-            let values: Vec<&[f32]> = (0..dims.keys).map(|key| &v[place(key)..][..d]).collect();
+            let (row, kv_head) = (at / dims.heads, at % dims.heads / group);
+            let place = |key| ((row / dims.queries * dims.keys + key) * dims.kv_heads + kv_head) * d;
+            let seen = || (0..dims.keys).filter(|&key| sees(mask, row % dims.queries, key));
+            let keys: Vec<&[f32]> = seen().map(|key| &k[place(key)..][..d]).collect();
+            let values: Vec<&[f32]> = seen().map(|key| &v[place(key)..][..d]).collect();
             out.extend(attend(query, &keys, &values, scale));
         }
         out
+    }
+
+    fn kv_bytes_per_token(&self, kv_heads: usize, head_dim: usize) -> usize {
+        2 * kv_heads * head_dim * size_of::<f32>()
     }
 
     fn kv_blocks(&self, kv_heads: usize, head_dim: usize) -> Slots {
@@ -163,13 +177,22 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn attention_cached(&self, q: &Vec<f32>, heads: usize, kv: &Slots, spans: &[Span], scale: f32) -> Vec<f32> {
+    fn attention_cached(
+        &self,
+        q: &Vec<f32>,
+        heads: usize,
+        kv: &Slots,
+        spans: &[Span],
+        mask: Mask<'_>,
+        scale: f32,
+    ) -> Vec<f32> {
         let (d, group) = (kv.head_dim, heads / kv.kv_heads);
         let mut out = vec![0.0; q.len()];
         for span in spans {
             for (i, row) in span.rows.clone().enumerate() {
                 let slot = |at: usize| span.blocks[at / BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS;
-                let seen: Vec<usize> = (0..=span.past + i).map(slot).collect();
+                let tokens = (0..span.past + span.rows.len()).filter(|&token| sees(mask, span.past + i, token));
+                let seen: Vec<usize> = tokens.map(slot).collect();
                 for head in 0..heads {
                     let range = head / group * d..(head / group + 1) * d;
                     let keys: Vec<&[f32]> = seen.iter().map(|&slot| &kv.keys[slot][range.clone()]).collect();
@@ -313,6 +336,20 @@ fn product(x: &[f32], rows: usize, weight: &Matrix, epilogue: &Epilogue<'_, Refe
     (0..rows * n_out).map(element).collect()
 }
 
+/// Whether the token at a place sees the other one.
+fn sees(mask: Mask<'_>, place: usize, other: usize) -> bool {
+    match mask {
+        Mask::All => true,
+        Mask::Causal => other <= place,
+        Mask::Window(window) => other <= place && place - other < window.max(1),
+        Mask::Prefix(prefix) => other <= place || (other < prefix && place < prefix),
+        Mask::Segments(starts) => {
+            let segment = |place| starts.iter().filter(|&&start| start <= place).count();
+            segment(place) == segment(other)
+        }
+    }
+}
+
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
@@ -335,6 +372,8 @@ fn activate(x: f64, activation: Activation) -> f64 {
             0.5 * x * (1.0 + inner.tanh())
         }
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        Activation::Relu => x.max(0.0),
     }
 }
 

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::vector::Avx512;
+use crate::attention::{Attend, attend_pairs};
 use crate::dispatch::{Kernels, PairKernels};
 use crate::matmul::Matmul;
 use crate::matmul_pairs::{matmul_pairs, scratch_len};
@@ -43,6 +44,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     pairs: Some(PairKernels {
         matmul: entry!((problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
         scratch_len: |rows, inputs| scratch_len(LANES, rows, inputs),
+        attend: Some(entry!((problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = attend_pairs)),
     }),
     other_peaks: &[Peak::new(
         "bf16",

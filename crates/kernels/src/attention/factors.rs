@@ -1,0 +1,128 @@
+//! [`Factors`]: what attention multiplies with, float32 or pairs of bfloat16.
+
+use crate::pairs::Pairs;
+use crate::simd::Simd;
+
+pub(super) type F32<F> = <<F as Factors>::Simd as Simd>::F32;
+pub(super) type Chunk<F> = <<F as Factors>::Simd as Simd>::Chunk;
+
+/// A word is the 32 bits of a float32 that hold one factor ([`Plain`]) or two neighbouring ones ([`Paired`]).
+pub(crate) trait Factors: Copy {
+    /// The instruction set.
+    type Simd: Simd;
+    /// A register of words.
+    type Words: Copy;
+
+    /// Factors per word.
+    const PER_WORD: usize;
+    /// Rows of a register tile.
+    const TILE_ROWS: usize = Self::Simd::TILE_ROWS;
+
+    /// The instruction set.
+    fn simd(self) -> Self::Simd;
+
+    /// The same word in all lanes.
+    fn splat(self, word: f32) -> Self::Words;
+
+    /// Reads words.
+    fn load(self, chunk: &Chunk<Self>) -> Self::Words;
+
+    /// Reads words of which only one factor counts: the other one becomes zero.
+    fn load_half(self, chunk: &Chunk<Self>, is_first: bool) -> Self::Words;
+
+    /// Per lane: the sum plus the products of the words' factors.
+    fn multiply_add(self, a: Self::Words, b: Self::Words, sums: F32<Self>) -> F32<Self>;
+
+    /// Turns values into words, which are then at the front. The length is a multiple of 32.
+    fn narrow(self, values: &mut [f32]);
+}
+
+/// Factors in float32.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain<S>(pub(crate) S);
+
+impl<S: Simd> Factors for Plain<S> {
+    type Simd = S;
+    type Words = S::F32;
+
+    const PER_WORD: usize = 1;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline(always)]
+    fn splat(self, word: f32) -> S::F32 {
+        self.0.splat(word)
+    }
+
+    #[inline(always)]
+    fn load(self, chunk: &S::Chunk) -> S::F32 {
+        self.0.load(chunk)
+    }
+
+    #[inline(always)]
+    fn load_half(self, chunk: &S::Chunk, _is_first: bool) -> S::F32 {
+        self.0.load(chunk)
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: S::F32, b: S::F32, sums: S::F32) -> S::F32 {
+        self.0.mul_add(a, b, sums)
+    }
+
+    #[inline(always)]
+    fn narrow(self, _values: &mut [f32]) {}
+}
+
+/// Factors rounded to bfloat16.
+#[derive(Clone, Copy)]
+pub(crate) struct Paired<P>(pub(crate) P);
+
+impl<P: Pairs> Factors for Paired<P> {
+    type Simd = P::Simd;
+    type Words = P::Pairs;
+
+    const PER_WORD: usize = 2;
+
+    #[inline(always)]
+    fn simd(self) -> P::Simd {
+        self.0.simd()
+    }
+
+    #[inline(always)]
+    fn splat(self, word: f32) -> P::Pairs {
+        self.0.splat_pair(word)
+    }
+
+    #[inline(always)]
+    fn load(self, chunk: &Chunk<Self>) -> P::Pairs {
+        self.0.load_pairs(chunk)
+    }
+
+    #[inline(always)]
+    fn load_half(self, chunk: &Chunk<Self>, is_first: bool) -> P::Pairs {
+        let mask = if is_first { 0xFFFF } else { 0xFFFF_0000 };
+        let mut half = *chunk;
+        for word in half.as_mut() {
+            *word = f32::from_bits(word.to_bits() & mask);
+        }
+        self.0.load_pairs(&half)
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: P::Pairs, b: P::Pairs, sums: F32<Self>) -> F32<Self> {
+        self.0.dot(sums, a, b)
+    }
+
+    #[inline(always)]
+    fn narrow(self, values: &mut [f32]) {
+        let simd = self.simd();
+        let (chunks, _) = P::Simd::chunks_mut(values);
+        for at in 0..chunks.len() / 2 {
+            let pairs = self.0.neighbours(simd.load(&chunks[2 * at]), simd.load(&chunks[2 * at + 1]));
+            self.0.store_pairs(pairs, &mut chunks[at]);
+        }
+    }
+}
