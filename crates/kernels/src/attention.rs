@@ -125,6 +125,7 @@ pub(crate) fn attend_plain<S: Simd>(simd: S, problem: &Attend<'_>, out: MatrixMu
 }
 
 /// With factors in bfloat16.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "one instruction set has pairs so far"))]
 #[inline(always)]
 pub(crate) fn attend_pairs<P: Pairs>(arch: P, problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) {
     attend(Paired(arch), problem, out, scratch);
