@@ -77,7 +77,6 @@ impl<S: Simd> Factors for Plain<S> {
 }
 
 /// Factors rounded to bfloat16.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "one instruction set has pairs so far"))]
 #[derive(Clone, Copy)]
 pub(crate) struct Paired<P>(pub(crate) P);
 
