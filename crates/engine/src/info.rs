@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::loaded::arithmetic;
 use crate::options::{EngineOptions, GenerationDefaults};
 use crate::plan::Plan;
 
@@ -56,8 +57,12 @@ impl ModelInfo {
         let generation = GenerationConfig::read(files, &config)?;
         let checkpoint = Checkpoint::open(files)?;
         check_precision(files.label(), &checkpoint, options)?;
-        let backend =
-            CpuBackend::new(CpuOptions { threads: Some(1), isa: options.isa.clone(), ..CpuOptions::default() })?;
+        let backend = CpuBackend::new(CpuOptions {
+            threads: Some(1),
+            isa: options.isa.clone(),
+            arithmetic: arithmetic(&checkpoint, options),
+            kv: None,
+        })?;
         let source = WeightSource::from(&checkpoint).with_precision(options.precision());
         let plan = Plan::make(&backend, &config, source)?;
         Self::describe(files.label(), &config, stored_as(&checkpoint), &plan, &generation)

@@ -117,7 +117,7 @@ impl LoadedModel {
 }
 
 /// Who keeps weights in float32 wants float32; everybody else has rounded more than bfloat16 activations do.
-fn arithmetic(checkpoint: &Checkpoint, options: &EngineOptions) -> Arithmetic {
+pub(crate) fn arithmetic(checkpoint: &Checkpoint, options: &EngineOptions) -> Arithmetic {
     let is_exact = options.precision() == Precision::default() && stored_as(checkpoint) == "f32";
     if is_exact && !is_quantized(checkpoint) { Arithmetic::Float32 } else { Arithmetic::Bfloat16 }
 }

@@ -38,7 +38,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 /// The fixtures' weights are random and their layers narrow: rounding errors, which average out over the many inputs of
-/// a real layer, stay. Measured: 0.036 to 0.043 with q8, 0.30 to 0.47 with q4.
+/// a real layer, stay; attention and its cache in bfloat16 add to them. Measured: 0.036 to 0.053 with q8, 0.30 to 0.47
+/// with q4.
 #[test]
 fn the_reference_stays_near() {
     let cases =
@@ -180,5 +181,5 @@ fn a_second_load_answers_alike_and_follows_changed_weights() {
 }
 
 /// Largest difference of logits or features over the largest of them.
-const Q8_BOUND: f64 = 0.05;
+const Q8_BOUND: f64 = 0.06;
 const Q4_BOUND: f64 = 0.5;
