@@ -122,7 +122,11 @@ fn byte_sums<D: Dots, const N: usize>(dots: D, rounds: usize, out: &mut [f32]) {
         *sum = dots.end(*sum, dots.dot(dots.begin(*sum), codes, dots.quad(black_box([idx as i8; 4]))));
     }
     for _ in 0..rounds {
-        let mut runs = sums.map(|sum| dots.begin(sum));
+        // Not by `map`, which is not inlined into functions with other features.
+        let mut runs = [dots.begin(sums[0]); N];
+        for (run, sum) in runs.iter_mut().zip(sums) {
+            *run = dots.begin(sum);
+        }
         for _ in 0..QUADS {
             for run in &mut runs {
                 *run = dots.dot(*run, codes, one);

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::tile::{Amx, COLUMNS, MULTIPLY_ADDS_OF_ROUND, ROWS, Shapes, Sums, Tiles, multiply_adds_int8};
 use crate::avx512::{Avx512, vnni::Vnni};
-use crate::quantized::{Dots, LINE, Line, PANEL, PackedDims, Panels, QuantizedRows};
+use crate::quantized::{Dots, LINE, Line, MOST_ROWS, PANEL, PackedDims, Panels, QuantizedRows};
 
 crate::quantized::quantized_table!(
     Avx512::new(),
@@ -43,6 +43,8 @@ impl<const BITS: usize> TilePanels<BITS> {
 
 impl<const BITS: usize> Panels for TilePanels<BITS> {
     type Simd = Avx512;
+
+    const ROWS: usize = MOST_ROWS;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {

@@ -21,7 +21,7 @@ pub(crate) mod tests;
 pub(crate) use dots::{Dots, registers, repeated};
 pub use packed::{CodeBits, GroupedRows, PackedDims, PackedMatrix};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use product::Panels;
+pub(crate) use product::{MOST_ROWS, Panels};
 pub use product::{QuantizedMatmul, QuantizedSwiglu};
 pub(crate) use product::{group_sums_by_quads, matmul, swiglu};
 pub(crate) use rows::quantize;

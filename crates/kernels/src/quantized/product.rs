@@ -6,8 +6,8 @@
 //! of the groups before. Tiles of twice the size hide loads better, but then the floats do not stay in registers, and
 //! that costs more (`docs/perf-log.md`).
 //!
-//! Weights pass from memory once: a block of inputs ([`BLOCK`]) of the tile's panels stays in the first-level cache while
-//! all rows pass over it. 4-bit codes are taken apart in registers. A single row reads panels one by one, in the order
+//! Weights pass from memory once: the tile's panels stay in the second-level cache while all rows pass over them, 24 at a
+//! time, and a block of inputs ([`BLOCK`]) in the first-level cache. 4-bit codes are taken apart in registers. A single row reads panels one by one, in the order
 //! they lie in.
 
 #![expect(clippy::needless_range_loop, reason = "several small arrays are indexed alike; iterators hide the tile")]
@@ -55,7 +55,7 @@ pub struct QuantizedSwiglu<'a> {
 impl Kernels {
     /// Scratch values that [`Self::quantized_matmul`] and [`Self::quantized_swiglu`] need for that many rows of output.
     pub fn quantized_scratch_len(&self, rows: usize) -> usize {
-        (MOST_PANELS * rows.min(ROWS) + 1) * PANEL
+        (MOST_PANELS * rows.min(MOST_ROWS) + 1) * PANEL
     }
 
     /// Computes the rows and columns of `out` (a part of a matrix `[rows, outputs]`).
@@ -110,8 +110,8 @@ impl Kernels {
 /// Inputs of a block: four panels of 8-bit weights are 32 KiB of the first-level cache, six rows 3 KiB.
 const BLOCK: usize = 512;
 
-/// Rows that pass over the weights before they are read again: their sums are in scratch memory.
-const ROWS: usize = 512;
+/// The largest [`Panels::ROWS`].
+pub(crate) const MOST_ROWS: usize = 512;
 
 /// Panels of a register tile.
 pub(crate) const MOST_PANELS: usize = 4;
@@ -124,15 +124,15 @@ pub(crate) fn matmul<P: Panels>(proof: P, problem: &QuantizedMatmul<'_>, mut out
     let (rows, columns) = (out.rows(), out.columns());
     let dims = problem.weights.dims();
     let sums = whole_lines(scratch);
-    for first_row in rows.clone().step_by(ROWS) {
-        let rows = first_row..rows.end.min(first_row + ROWS);
-        for column in columns.clone().step_by(MOST_PANELS * PANEL) {
-            let end = columns.end.min(column + MOST_PANELS * PANEL);
-            let count = (end - column).div_ceil(PANEL);
-            let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
-            for at in 0..count {
-                panels[at] = problem.weights.panel(column / PANEL + at);
-            }
+    for column in columns.clone().step_by(MOST_PANELS * PANEL) {
+        let end = columns.end.min(column + MOST_PANELS * PANEL);
+        let count = (end - column).div_ceil(PANEL);
+        let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
+        for at in 0..count {
+            panels[at] = problem.weights.panel(column / PANEL + at);
+        }
+        for first_row in rows.clone().step_by(P::ROWS) {
+            let rows = first_row..rows.end.min(first_row + P::ROWS);
             proof.multiply(&problem.x, &dims, rows.clone(), &panels[..count], sums);
             for row in rows.clone() {
                 let out = &mut out.row(row)[column - columns.start..end - columns.start];
@@ -151,16 +151,16 @@ pub(crate) fn swiglu<P: Panels>(proof: P, problem: &QuantizedSwiglu<'_>, mut out
     let (rows, columns) = (out.rows(), out.columns());
     let dims = problem.gate.dims();
     let sums = whole_lines(scratch);
-    for first_row in rows.clone().step_by(ROWS) {
-        let rows = first_row..rows.end.min(first_row + ROWS);
-        for column in columns.clone().step_by(PAIRS * PANEL) {
-            let end = columns.end.min(column + PAIRS * PANEL);
-            let count = (end - column).div_ceil(PANEL);
-            let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
-            for at in 0..count {
-                panels[at] = problem.gate.panel(column / PANEL + at);
-                panels[count + at] = problem.up.panel(column / PANEL + at);
-            }
+    for column in columns.clone().step_by(PAIRS * PANEL) {
+        let end = columns.end.min(column + PAIRS * PANEL);
+        let count = (end - column).div_ceil(PANEL);
+        let mut panels: [&[Line]; MOST_PANELS] = [&[]; MOST_PANELS];
+        for at in 0..count {
+            panels[at] = problem.gate.panel(column / PANEL + at);
+            panels[count + at] = problem.up.panel(column / PANEL + at);
+        }
+        for first_row in rows.clone().step_by(P::ROWS) {
+            let rows = first_row..rows.end.min(first_row + P::ROWS);
             proof.multiply(&problem.x, &dims, rows.clone(), &panels[..2 * count], sums);
             for row in rows.clone() {
                 let out = &mut out.row(row)[column - columns.start..end - columns.start];
@@ -186,6 +186,9 @@ pub(crate) trait Panels: Copy {
     /// The float operations of the same instruction set.
     type Simd: Simd;
 
+    /// Rows that are multiplied at a time, then finished: at most [`MOST_ROWS`].
+    const ROWS: usize;
+
     /// The proof for float operations.
     fn simd(self) -> Self::Simd;
 
@@ -203,6 +206,9 @@ pub(crate) trait Panels: Copy {
 
 impl<D: Dots> Panels for D {
     type Simd = D::Simd;
+
+    /// So few that the results are written to memory while the next rows are multiplied.
+    const ROWS: usize = 24;
 
     #[inline(always)]
     fn simd(self) -> D::Simd {
@@ -333,6 +339,8 @@ fn tile<D: Dots, const G: usize, const R: usize, const P: usize>(
         let mut activations = [&[0; G]; R];
         for r in 0..R {
             activations[r] = &x.codes[r][group];
+            // The next tile of rows needs the same group: too short a stretch for the processor to foresee.
+            dots.prefetch(activations[r].as_ptr().cast::<u8>().wrapping_add(R * dims.padded_inputs()));
         }
         let totals = dots.group_sums(&cells, &activations);
         let mut factors = [(dots.splat(0.0), dots.splat(0.0)); P];
