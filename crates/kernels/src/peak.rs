@@ -107,38 +107,44 @@ const QUADS: usize = RUN / 4;
 pub(crate) fn multiply_adds_int8<D: Dots>(dots: D, rounds: usize, out: &mut [f32]) {
     // As many sums as have registers.
     if D::WIDE {
-        byte_sums::<D, SUMS>(dots, rounds, out);
+        byte_sums::<D, 3, { SUMS / 3 }>(dots, rounds, out);
     } else {
-        byte_sums::<D, 4>(dots, rounds * (SUMS / 4), out);
+        byte_sums::<D, 4, 1>(dots, rounds * (SUMS / 4), out);
     }
 }
 
+/// R rows × P panels of sums.
 #[inline(always)]
-fn byte_sums<D: Dots, const N: usize>(dots: D, rounds: usize, out: &mut [f32]) {
-    let codes = dots.codes(&[black_box(1); LINE], 0);
-    let one = dots.quad(black_box([1, 0, 0, 0]));
-    let mut sums = [dots.zero(); N];
-    for (idx, sum) in sums.iter_mut().enumerate() {
-        *sum = dots.end(*sum, dots.dot(dots.begin(*sum), codes, dots.quad(black_box([idx as i8; 4]))));
-    }
+fn byte_sums<D: Dots, const R: usize, const P: usize>(dots: D, rounds: usize, out: &mut [f32]) {
+    let (lines, quads) = ([[1; LINE]; P], [[1, 0, 0, 0]; R]);
+    let mut sums = [[dots.zero(); P]; R];
     for _ in 0..rounds {
         // Not by `map`, which is not inlined into functions with other features.
-        let mut runs = [dots.begin(sums[0]); N];
-        for (run, sum) in runs.iter_mut().zip(sums) {
-            *run = dots.begin(sum);
+        let mut runs = [[dots.begin(sums[0][0]); P]; R];
+        for (run, sum) in runs.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            *run = dots.begin(*sum);
         }
         for _ in 0..QUADS {
-            for run in &mut runs {
-                *run = dots.dot(*run, codes, one);
+            // Unknown to the compiler, all of them: equal products would be computed once, and once for all rounds.
+            let (lines, quads) = black_box((&lines, &quads));
+            let mut codes = [dots.codes(&lines[0], 0); P];
+            for (codes, line) in codes.iter_mut().zip(lines) {
+                *codes = dots.codes(line, 0);
+            }
+            for (runs, quad) in runs.iter_mut().zip(quads) {
+                let quad = dots.quad(*quad);
+                for (run, codes) in runs.iter_mut().zip(codes) {
+                    *run = dots.dot(*run, codes, quad);
+                }
             }
         }
-        for (sum, run) in sums.iter_mut().zip(runs) {
-            *sum = dots.end(*sum, run);
+        for (sum, run) in sums.as_flattened_mut().iter_mut().zip(runs.as_flattened()) {
+            *sum = dots.end(*sum, *run);
         }
     }
     let mut total = dots.splat(0.0);
-    for sum in sums {
-        total = dots.fused(dots.to_floats(sum), dots.splat(1.0), total);
+    for sum in sums.as_flattened() {
+        total = dots.fused(dots.to_floats(*sum), dots.splat(1.0), total);
     }
     let mut values = [0.0; PANEL];
     dots.store(total, &mut values);
