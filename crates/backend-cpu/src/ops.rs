@@ -84,19 +84,11 @@ impl Backend for CpuBackend {
     }
 
     fn add(&self, a: &Buffer, b: &Buffer) -> Buffer {
-        assert_eq!(a.len(), b.len(), "sums of different lengths");
-        let mut out = self.buffer(a.len());
-        let parts = out.chunks_mut(PART).zip(a.chunks(PART).zip(b.chunks(PART)));
-        self.split(a.len(), parts, |(out, (a, b))| self.shared.kernels.add(a, b, out));
-        out
+        self.pairwise(a, b, |a, b, out| self.shared.kernels.add(a, b, out))
     }
 
     fn add_repeated(&self, x: &Buffer, row: &Buffer) -> Buffer {
-        assert!(!row.is_empty() && x.len().is_multiple_of(row.len()), "{} values over {}", row.len(), x.len());
-        let mut out = self.buffer(x.len());
-        let parts = out.chunks_mut(row.len()).zip(x.chunks(row.len()));
-        self.split(x.len(), parts, |(out, x)| self.shared.kernels.add(x, row, out));
-        out
+        self.over_rows(x, row, |x, row, out| self.shared.kernels.add(x, row, out))
     }
 
     fn rms_norm(&self, x: &Buffer, weight: &Buffer, eps: f32) -> Buffer {
@@ -116,19 +108,11 @@ impl Backend for CpuBackend {
     }
 
     fn mul(&self, a: &Buffer, b: &Buffer) -> Buffer {
-        assert_eq!(a.len(), b.len(), "products of different lengths");
-        let mut out = self.buffer(a.len());
-        let parts = out.chunks_mut(PART).zip(a.chunks(PART).zip(b.chunks(PART)));
-        self.split(a.len(), parts, |(out, (a, b))| self.shared.kernels.mul(a, b, out));
-        out
+        self.pairwise(a, b, |a, b, out| self.shared.kernels.mul(a, b, out))
     }
 
     fn mul_repeated(&self, x: &Buffer, row: &Buffer) -> Buffer {
-        assert!(!row.is_empty() && x.len().is_multiple_of(row.len()), "{} values over {}", row.len(), x.len());
-        let mut out = self.buffer(x.len());
-        let parts = out.chunks_mut(row.len()).zip(x.chunks(row.len()));
-        self.split(x.len(), parts, |(out, x)| self.shared.kernels.mul(x, row, out));
-        out
+        self.over_rows(x, row, |x, row, out| self.shared.kernels.mul(x, row, out))
     }
 
     fn activate(&self, x: &Buffer, activation: Activation) -> Buffer {
@@ -296,6 +280,24 @@ impl Backend for CpuBackend {
 impl CpuBackend {
     pub(crate) fn buffer(&self, len: usize) -> Buffer {
         self.shared.buffers.take(len)
+    }
+
+    /// An operation on two equally long buffers, element by element.
+    fn pairwise(&self, a: &Buffer, b: &Buffer, compute: impl Fn(&[f32], &[f32], &mut [f32]) + Sync) -> Buffer {
+        assert_eq!(a.len(), b.len(), "operands of different lengths");
+        let mut out = self.buffer(a.len());
+        let parts = out.chunks_mut(PART).zip(a.chunks(PART).zip(b.chunks(PART)));
+        self.split(a.len(), parts, |(out, (a, b))| compute(a, b, out));
+        out
+    }
+
+    /// The same second operand for every row of `x`.
+    fn over_rows(&self, x: &Buffer, row: &Buffer, compute: impl Fn(&[f32], &[f32], &mut [f32]) + Sync) -> Buffer {
+        assert!(!row.is_empty() && x.len().is_multiple_of(row.len()), "{} values over {}", row.len(), x.len());
+        let mut out = self.buffer(x.len());
+        let parts = out.chunks_mut(row.len()).zip(x.chunks(row.len()));
+        self.split(x.len(), parts, |(out, x)| compute(x, row, out));
+        out
     }
 
     /// Computes all parts of an operation of `cost` multiplications or so: on all threads if that is worth it.

@@ -70,20 +70,20 @@ impl<B: Backend> DepthwiseConvolution<B> {
 }
 
 impl<B: Backend> Weights<'_, B> {
-    /// `name.weight` `[out, channels, kernel height, kernel width]` and `name.bias`.
+    /// `name.weight` `[out, channels, kernel height, kernel width]` and `name.bias`; a tower's first layer is
+    /// [`Role::Patches`].
     ///
     /// # Errors
     /// When the backend cannot hold the weight's type.
     pub fn convolution(
         &self,
+        role: Role,
         name: &str,
         channels: usize,
         out_features: usize,
         windows: Windows,
     ) -> Result<Convolution<B>> {
         let shape = [out_features, channels, windows.kernel[0], windows.kernel[1]];
-        // Few channels are those of pixels.
-        let role = if channels <= 4 { Role::Patches } else { Role::Matrix };
         Ok(Convolution { linear: self.linear_of_shape(role, name, &shape)?, windows })
     }
 
