@@ -75,6 +75,49 @@ pub enum Error {
         /// What the decoder says.
         message: String,
     },
+    /// A recording of no bytes.
+    #[error("the audio file is empty (0 bytes)")]
+    EmptyAudio,
+    /// Bytes that are no audio format we know.
+    #[error("not an audio file in a known format (it starts with {first_bytes})")]
+    UnknownAudioFormat {
+        /// The first bytes, as hexadecimal and text.
+        first_bytes: String,
+    },
+    /// A file we recognise but do not decode.
+    #[error("audio as {codec} is not supported")]
+    UnsupportedAudio {
+        /// What it is.
+        codec: String,
+    },
+    /// More bytes than the limit; nothing was decoded.
+    #[error("the audio file has {bytes} bytes, more than the limit of {limit}")]
+    AudioFileTooLarge {
+        /// The file's length.
+        bytes: u64,
+        /// [`crate::AudioLimits::max_bytes`].
+        limit: u64,
+    },
+    /// A recording longer than the limit.
+    #[error("the recording is longer than the limit of {limit} seconds")]
+    AudioTooLong {
+        /// [`crate::AudioLimits::max_seconds`].
+        limit: u32,
+    },
+    /// A recording that is malformed or cannot be read, so that none of it can be heard.
+    #[error("the {format} audio cannot be decoded: {message}")]
+    BadAudio {
+        /// The format.
+        format: &'static str,
+        /// What the decoder says.
+        message: String,
+    },
+    /// An audio file with a header and nothing else.
+    #[error("the {format} audio holds no samples")]
+    NoSamples {
+        /// The format.
+        format: &'static str,
+    },
     /// A model without `tokenizer.json`.
     #[error("{label} has no tokenizer.json")]
     NoTokenizer {
@@ -182,6 +225,9 @@ impl Error {
             Self::ImageTooLarge { .. } => "scale it down, or raise the limit with --max-pixels",
             Self::ImageFileTooLarge { .. } => "scale it down first",
             Self::TruncatedImage { .. } => "the file is incomplete; copy or download it again",
+            Self::UnknownAudioFormat { .. } => "WAV, FLAC, MP3, OGG (Vorbis) and M4A (AAC, ALAC) are supported",
+            Self::UnsupportedAudio { .. } => "convert it to WAV or FLAC first, for example with ffmpeg",
+            Self::AudioFileTooLarge { .. } | Self::AudioTooLong { .. } => "cut it into parts first",
             Self::NoTokenizer { .. } => {
                 "load it once with transformers' AutoTokenizer and save_pretrained to get a tokenizer.json"
             }

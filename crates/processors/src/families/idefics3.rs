@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::{ImageProcessor, Model};
 use crate::image::{Detail, Image, PixelTable, PreparedImage, ResampleFilter, Window, first_128_bits, resize};
+use crate::settings::preprocessor_config;
 use crate::{Error, Result};
 
 /// The Idefics3 image processor.
@@ -136,7 +137,7 @@ impl Plan {
 
 impl Settings {
     fn load(model: &Model<'_>) -> Result<Self> {
-        let (file, value) = preprocessor_config(model)?;
+        let (file, value) = preprocessor_config(model.files, "image_processor")?;
         let raw: RawSettings = serde_json::from_value(value).map_err(|error| Error::Value {
             file: file.clone(),
             key: "(root)".into(),
@@ -231,27 +232,6 @@ fn to_whole_tiles((width, height): (usize, usize), tile: usize) -> (usize, usize
     } else {
         let height = height.next_multiple_of(tile);
         (((height as f64 * aspect) as usize).next_multiple_of(tile), height)
-    }
-}
-
-/// The settings' file and content: the `image_processor` of `processor_config.json` as transformers 5 writes it, which
-/// wins, or `preprocessor_config.json` as in published models. Keys that are null count as left out.
-fn preprocessor_config(model: &Model<'_>) -> Result<(String, serde_json::Value)> {
-    const NESTED: &str = "processor_config.json";
-    const PLAIN: &str = "preprocessor_config.json";
-    let nested = model.files.json(NESTED)?.and_then(|mut value| Some(value.get_mut("image_processor")?.take()));
-    let (name, value) = match nested {
-        Some(value) => (NESTED, Some(value)),
-        None => (PLAIN, model.files.json(PLAIN)?),
-    };
-    let file = model.files.label_of(name);
-    match value {
-        Some(serde_json::Value::Object(mut object)) => {
-            object.retain(|_, value| !value.is_null());
-            Ok((file, object.into()))
-        }
-        Some(_) => Err(Error::Value { file, key: "(root)".into(), message: "expected an object".into() }),
-        None => Err(Error::Value { file, key: "(root)".into(), message: "the file is missing".into() }),
     }
 }
 

@@ -9,6 +9,7 @@ mod sniff;
 pub use decode::{ImageLimits, decode_image, image_dimensions};
 pub(crate) use normalize::{PixelTable, Window};
 pub use resample::{ResampleFilter, resize};
+pub(crate) use sniff::shown;
 
 /// A decoded picture: 8-bit RGB, rows from top to bottom, `[height, width, 3]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -63,7 +63,7 @@ fn not_decoded(bytes: &[u8]) -> Error {
 }
 
 /// `89 50 4e 47 "\x89PNG"`: the first bytes for a message.
-fn shown(bytes: &[u8]) -> String {
+pub(crate) fn shown(bytes: &[u8]) -> String {
     let first = &bytes[..bytes.len().min(8)];
     let hex: Vec<String> = first.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{} \"{}\"", hex.join(" "), first.escape_ascii())

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{crc32, fixture, integer};
+use crate::support::{crc32, fixture, from_hex, integer};
 use ocelli_processors::{Error, ImageLimits, decode_image, image_dimensions};
 use proptest::prelude::*;
 
@@ -135,8 +135,4 @@ fn png(width: u32, height: u32, data: usize) -> Vec<u8> {
     };
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
     [b"\x89PNG\r\n\x1a\n", &chunk(b"IHDR", &header)[..], &chunk(b"IDAT", &vec![0; data]), &chunk(b"IEND", b"")].concat()
-}
-
-fn from_hex(text: &str) -> Vec<u8> {
-    text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }

@@ -1,6 +1,8 @@
 //! Tests of the crate from outside, against what the reference implementations give (`tests/tools` makes the fixtures).
 
 #[cfg(test)]
+mod audio;
+#[cfg(test)]
 mod chat;
 #[cfg(test)]
 mod decode;
