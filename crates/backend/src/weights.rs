@@ -127,6 +127,21 @@ impl<'a, B: Backend> Weights<'a, B> {
         self.linear_of_shape(Role::Patches, name, &[out_features, channels, patch, patch])
     }
 
+    /// As [`Self::patch_embedding`], without a bias.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the weight's type.
+    pub fn patch_embedding_no_bias(
+        &self,
+        name: &str,
+        channels: usize,
+        patch: usize,
+        out_features: usize,
+    ) -> Result<Linear<B>> {
+        let weight = Arc::new(self.at(name).matrix("weight", &[out_features, channels, patch, patch])?);
+        Ok(Linear { weight, bias: None, out_features, in_features: channels * patch * patch })
+    }
+
     /// `name.weight` of a shape whose last dimensions are read as one, and `name.bias`.
     pub(crate) fn linear_of_shape(&self, role: Role, name: &str, shape: &[usize]) -> Result<Linear<B>> {
         let weights = self.at(name);

@@ -4,12 +4,15 @@
 //! and nothing else: the key/value cache, positions and the batch are arguments, sampling and files live elsewhere.
 #![forbid(unsafe_code)]
 
+mod clip;
 mod error;
 mod idefics3;
 mod llama;
+mod llava;
 mod qwen2;
 mod registry;
 mod siglip;
+mod vit;
 
 use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Step, Tensor};
 

@@ -7,6 +7,7 @@ use crate::Model;
 use crate::error::{Error, Result};
 use crate::idefics3::Idefics3;
 use crate::llama::Llama;
+use crate::llava::Llava;
 use crate::qwen2::Qwen2;
 
 /// What is known of a family before any weights are read.
@@ -47,6 +48,7 @@ macro_rules! families {
 families! {
     "idefics3", "Idefics3, SmolVLM", sees_images: true, Idefics3;
     "llama", "Llama 2, 3.x", sees_images: false, Llama;
+    "llava", "LLaVA 1.5", sees_images: true, Llava;
     "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, Qwen2;
     "smolvlm", "SmolVLM2", sees_images: true, Idefics3;
 }

@@ -9,6 +9,7 @@ use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::error::{Result, require};
+use crate::vit;
 
 /// `vision_config`; early uploads give only what differs from the defaults of transformers.
 #[derive(Clone, Debug, Deserialize)]
@@ -53,6 +54,16 @@ impl Config {
         Ok(config)
     }
 
+    fn layer_dims(&self) -> vit::LayerDims {
+        vit::LayerDims {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_attention_heads: self.num_attention_heads,
+            layer_norm_eps: self.layer_norm_eps,
+            activation: Activation::GeluTanh,
+        }
+    }
+
     /// Patches along one side of the position table.
     fn side(&self) -> usize {
         self.image_size / self.patch_size
@@ -63,7 +74,7 @@ impl Config {
 pub(crate) struct Siglip<B: Backend> {
     patch_embedding: Linear<B>,
     position_embedding: Tensor<B>,
-    layers: Vec<EncoderLayer<B>>,
+    layers: Vec<vit::EncoderLayer<B>>,
     post_layernorm: LayerNorm<B>,
     patch_size: usize,
     side: usize,
@@ -73,7 +84,8 @@ impl<B: Backend> Siglip<B> {
     pub(crate) fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
         let embeddings = w.at("embeddings");
         let (hidden, side) = (cfg.hidden_size, cfg.side());
-        let layer = |layer_idx| EncoderLayer::load(&w.at(&format!("encoder.layers.{layer_idx}")), cfg);
+        let dims = cfg.layer_dims();
+        let layer = |layer_idx| vit::EncoderLayer::load(&w.at(&format!("encoder.layers.{layer_idx}")), &dims);
         Ok(Self {
             patch_embedding: embeddings.patch_embedding("patch_embedding", cfg.num_channels, cfg.patch_size, hidden)?,
             position_embedding: embeddings.values("position_embedding.weight", &[side * side, hidden])?,
@@ -105,64 +117,6 @@ fn position_ids(rows: usize, columns: usize, side: usize) -> Vec<usize> {
     let stretch = |at: usize, count: usize| at * side / count;
     let row = |r| (0..columns).map(move |c| stretch(r, rows) * side + stretch(c, columns));
     (0..rows).flat_map(row).collect()
-}
-
-struct EncoderLayer<B: Backend> {
-    layer_norm1: LayerNorm<B>,
-    attention: Attention<B>,
-    layer_norm2: LayerNorm<B>,
-    fc1: Linear<B>,
-    fc2: Linear<B>,
-}
-
-impl<B: Backend> EncoderLayer<B> {
-    fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
-        let mlp = w.at("mlp");
-        Ok(Self {
-            layer_norm1: w.layer_norm("layer_norm1", cfg.hidden_size, cfg.layer_norm_eps)?,
-            attention: Attention::load(&w.at("self_attn"), cfg)?,
-            layer_norm2: w.layer_norm("layer_norm2", cfg.hidden_size, cfg.layer_norm_eps)?,
-            fc1: mlp.linear_bias("fc1", cfg.hidden_size, cfg.intermediate_size)?,
-            fc2: mlp.linear_bias("fc2", cfg.intermediate_size, cfg.hidden_size)?,
-        })
-    }
-
-    /// `x` [N, T, hidden] -> the same shape.
-    fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
-        let x = self.attention.forward_add(&self.layer_norm1.forward(x), x);
-        let hidden = self.fc1.forward_then(&self.layer_norm2.forward(&x), Activation::GeluTanh);
-        self.fc2.forward_add(&hidden, &x)
-    }
-}
-
-struct Attention<B: Backend> {
-    q_proj: Linear<B>,
-    k_proj: Linear<B>,
-    v_proj: Linear<B>,
-    out_proj: Linear<B>,
-    n_heads: usize,
-    scale: f32,
-}
-
-impl<B: Backend> Attention<B> {
-    fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
-        let linear = |name| w.linear_bias(name, cfg.hidden_size, cfg.hidden_size);
-        Ok(Self {
-            q_proj: linear("q_proj")?,
-            k_proj: linear("k_proj")?,
-            v_proj: linear("v_proj")?,
-            out_proj: linear("out_proj")?,
-            n_heads: cfg.num_attention_heads,
-            scale: ((cfg.hidden_size / cfg.num_attention_heads) as f32).sqrt().recip(),
-        })
-    }
-
-    fn forward_add(&self, x: &Tensor<B>, residual: &Tensor<B>) -> Tensor<B> {
-        let projections = Linear::forward_many([&self.q_proj, &self.k_proj, &self.v_proj], x);
-        let [q, k, v] = projections.map(|projection| projection.split_heads(self.n_heads)); // [N × T, H, D]
-        let attended = q.attend_all(&k, &v, x.shape()[0], self.scale);
-        self.out_proj.forward_add(&attended.merge_heads().reshape(x.shape()), residual)
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use ocelli_formats::{Checkpoint, Config, ModelFiles, Safetensors, TensorData};
 use ocelli_models::{Model, PixelValues};
 use ocelli_testkit::ReferenceBackend;
 
-const FAMILIES: [&str; 4] = ["idefics3", "smolvlm", "llama3", "qwen2"];
+const FAMILIES: [&str; 5] = ["idefics3", "smolvlm", "llama3", "llava", "qwen2"];
 
 struct Fixture {
     model: Box<dyn Model<ReferenceBackend>>,

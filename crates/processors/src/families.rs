@@ -1,5 +1,6 @@
 //! The model families that see, one row each.
 
+mod clip;
 mod idefics3;
 
 use ocelli_formats::{Config, ModelFiles};
@@ -75,4 +76,5 @@ impl Model<'_> {
 
 type Constructor = fn(&Model<'_>) -> Result<Box<dyn ImageProcessor>>;
 
-const FAMILIES: &[(&str, Constructor)] = &[("idefics3", idefics3::load), ("smolvlm", idefics3::load)];
+const FAMILIES: &[(&str, Constructor)] =
+    &[("idefics3", idefics3::load), ("llava", clip::load), ("smolvlm", idefics3::load)];

@@ -1,6 +1,7 @@
 //! Where a model says how its pictures and recordings are prepared.
 
 use ocelli_formats::ModelFiles;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{Error, Result};
@@ -9,8 +10,8 @@ use crate::{Error, Result};
 /// wins, or `preprocessor_config.json` as in published models. Keys that are null count as left out.
 ///
 /// # Errors
-/// [`Error::Files`]; [`Error::Value`] when there is no such file or it holds no object.
-pub(crate) fn preprocessor_config(files: &ModelFiles, nested: &str) -> Result<(String, Value)> {
+/// [`Error::Files`]; [`Error::Value`] when there is no such file or it holds something else.
+pub(crate) fn preprocessor_config<T: DeserializeOwned>(files: &ModelFiles, nested: &str) -> Result<(String, T)> {
     const NESTED: &str = "processor_config.json";
     const PLAIN: &str = "preprocessor_config.json";
     let inner = files.json(NESTED)?.and_then(|mut value| Some(value.get_mut(nested)?.take()));
@@ -19,12 +20,14 @@ pub(crate) fn preprocessor_config(files: &ModelFiles, nested: &str) -> Result<(S
         None => (PLAIN, files.json(PLAIN)?),
     };
     let file = files.label_of(name);
+    let error = |message: String| Error::Value { file: file.clone(), key: "(root)".into(), message };
     match value {
         Some(Value::Object(mut object)) => {
             object.retain(|_, value| !value.is_null());
-            Ok((file, object.into()))
+            let settings = serde_json::from_value(object.into()).map_err(|source| error(source.to_string()))?;
+            Ok((file, settings))
         }
-        Some(_) => Err(Error::Value { file, key: "(root)".into(), message: "expected an object".into() }),
-        None => Err(Error::Value { file, key: "(root)".into(), message: "the file is missing".into() }),
+        Some(_) => Err(error("expected an object".into())),
+        None => Err(error("the file is missing".into())),
     }
 }

@@ -38,9 +38,8 @@ impl MelExtractor {
     /// # Errors
     /// [`Error::Files`]; [`Error::Value`] for a missing file and for values out of range.
     pub fn load(files: &ModelFiles) -> Result<Self> {
-        let (file, value) = preprocessor_config(files, "feature_extractor")?;
+        let (file, settings): (String, Settings) = preprocessor_config(files, "feature_extractor")?;
         let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
-        let settings: Settings = serde_json::from_value(value).map_err(|source| error("(root)", source.to_string()))?;
         settings.check().map_err(|(key, message)| error(key, message))?;
         Ok(Self::new(settings))
     }

@@ -137,12 +137,7 @@ impl Plan {
 
 impl Settings {
     fn load(model: &Model<'_>) -> Result<Self> {
-        let (file, value) = preprocessor_config(model.files, "image_processor")?;
-        let raw: RawSettings = serde_json::from_value(value).map_err(|error| Error::Value {
-            file: file.clone(),
-            key: "(root)".into(),
-            message: error.to_string(),
-        })?;
+        let (file, raw): (String, RawSettings) = preprocessor_config(model.files, "image_processor")?;
         let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
         let edge = |key: &str, value: usize| match value {
             1..=MAX_EDGE => Ok(value),
