@@ -138,7 +138,8 @@ impl<'a, B: Backend> Weights<'a, B> {
         patch: usize,
         out_features: usize,
     ) -> Result<Linear<B>> {
-        let weight = Arc::new(self.at(name).matrix("weight", &[out_features, channels, patch, patch])?);
+        let weight =
+            Arc::new(self.at(name).matrix(Role::Patches, "weight", &[out_features, channels, patch, patch])?);
         Ok(Linear { weight, bias: None, out_features, in_features: channels * patch * patch })
     }
 

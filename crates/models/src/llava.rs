@@ -59,11 +59,11 @@ impl<B: Backend> Llava<B> {
         let weights = Weights::new(backend, source, |name| rename(name, n_layers, tied))?;
         let language_model =
             Decoder::load(&weights.at("language_model.model"), &text_config, text_config.rope(&text_section)?)?;
-        let projector = weights.at("multi_modal_projector");
+        let projector = weights.at("multi_modal_projector").vision();
         let (vision_hidden, hidden) = (vision_config.hidden_size, text_config.hidden_size);
         let model = Self {
             backend: backend.clone(),
-            vision_tower: Clip::load(&weights.at("vision_tower.vision_model"), &vision_config, n_layers)?,
+            vision_tower: Clip::load(&weights.at("vision_tower.vision_model").vision(), &vision_config, n_layers)?,
             linear_1: linear(&projector, &config, "linear_1", vision_hidden, hidden)?,
             linear_2: linear(&projector, &config, "linear_2", hidden, hidden)?,
             lm_head: language_model.lm_head(&weights.at("language_model"), &text_config)?,

@@ -45,7 +45,7 @@ impl Fixture {
 
     fn features(&self) -> Tensor<ReferenceBackend> {
         let pixels = self.tensor("in.pixel_values");
-        let shape = pixels.shape()[1..].try_into().unwrap();
+        let shape = pixels.shape()[pixels.shape().len() - 4..].try_into().unwrap();
         let pixel_values = PixelValues { values: &pixels.to_f32().unwrap(), shape };
         self.model.encode_image(pixel_values, &Cancel::new())
     }
