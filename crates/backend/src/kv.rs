@@ -5,6 +5,7 @@
 //! only the table; a block that two sequences share is copied when one of them is about to write into it.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::cancel::Cancel;
 use crate::ops::Backend;
@@ -39,7 +40,7 @@ impl KvShape {
 pub struct KvCache<B: Backend> {
     backend: B,
     layers: Vec<LayerKv<B>>,
-    sequences: Vec<Option<Sequence>>,
+    sequences: Vec<Option<Sequence<B>>>,
     /// How many sequences hold each block.
     holders: Vec<usize>,
     free: Vec<usize>,
@@ -53,10 +54,19 @@ pub struct LayerKv<B: Backend> {
     pub(crate) head_dim: usize,
 }
 
+/// What the decoder of some sequences looks at besides their tokens, by cross-attention; cloning shares it.
+pub struct Context<B: Backend> {
+    layers: Arc<[(Tensor<B>, Tensor<B>)]>,
+}
+
 /// One forward pass over the new tokens of some sequences; made by [`KvCache::step`].
+#[derive(Default)]
 pub struct Step {
     positions: Vec<usize>,
+    places: Vec<[usize; 3]>,
     slots: Vec<usize>,
+    /// Whose rows the spans are.
+    sequences: Vec<SequenceId>,
     spans: Vec<Span>,
     cancel: Cancel,
 }
@@ -72,10 +82,36 @@ pub struct Span {
     pub blocks: Vec<usize>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Sequence {
+struct Sequence<B: Backend> {
     blocks: Vec<usize>,
-    len: usize,
+    /// Of every token.
+    places: Vec<[usize; 3]>,
+    context: Option<Context<B>>,
+}
+
+impl<B: Backend> Sequence<B> {
+    fn len(&self) -> usize {
+        self.places.len()
+    }
+}
+
+impl<B: Backend> Clone for Sequence<B> {
+    fn clone(&self) -> Self {
+        Self { blocks: self.blocks.clone(), places: self.places.clone(), context: self.context.clone() }
+    }
+}
+
+impl<B: Backend> Context<B> {
+    /// Keys and values of every layer, `[S, K, D]` each.
+    pub fn new(layers: Vec<(Tensor<B>, Tensor<B>)>) -> Self {
+        Self { layers: layers.into() }
+    }
+}
+
+impl<B: Backend> Clone for Context<B> {
+    fn clone(&self) -> Self {
+        Self { layers: Arc::clone(&self.layers) }
+    }
 }
 
 impl<B: Backend> KvCache<B> {
@@ -98,7 +134,7 @@ impl<B: Backend> KvCache<B> {
 
     /// Starts an empty sequence.
     pub fn start(&mut self) -> SequenceId {
-        self.insert(Sequence::default())
+        self.insert(Sequence { blocks: Vec::new(), places: Vec::new(), context: None })
     }
 
     /// A second sequence with the same tokens; nothing is copied until one of the two grows.
@@ -120,7 +156,41 @@ impl<B: Backend> KvCache<B> {
 
     /// Tokens of a sequence.
     pub fn len(&self, id: SequenceId) -> usize {
-        self.sequence(id).len
+        self.sequence(id).len()
+    }
+
+    /// The place behind a sequence's last one on every axis: that of its next token.
+    pub fn next_place(&self, id: SequenceId) -> usize {
+        self.sequence(id).places.iter().flatten().max().map_or(0, |last| last + 1)
+    }
+
+    /// What a sequence and those forked from it from now on look at by cross-attention.
+    pub fn set_context(&mut self, id: SequenceId, context: Context<B>) {
+        self.sequence_mut(id).context = Some(context);
+    }
+
+    /// Cross-attention of a layer's queries `[R, H, D]`, each row over the context of its own sequence.
+    ///
+    /// # Panics
+    /// If a sequence of the step has no context.
+    #[track_caller]
+    pub fn cross_attend(&self, layer_idx: usize, q: &Tensor<B>, scale: f32, step: &Step) -> Tensor<B> {
+        let context = |id| &self.sequence(id).context.as_ref().expect("a sequence with a context").layers;
+        let owners: Vec<(SequenceId, &Span)> = step.sequences.iter().copied().zip(&step.spans).collect();
+        // Beams look at the same context: their rows are computed together.
+        let groups: Vec<_> = owners.chunk_by(|&(a, _), &(b, _)| Arc::ptr_eq(context(a), context(b))).collect();
+        let heads = q.shape()[1];
+        let attended = groups.iter().map(|group| {
+            let (k, v) = &context(group[0].0)[layer_idx];
+            if groups.len() == 1 {
+                return q.attend_all(k, v, 1, scale);
+            }
+            let rows: Vec<usize> = group.iter().flat_map(|(_, span)| span.rows.clone()).collect();
+            let own = q.merge_heads().gather_rows(&rows).split_heads(heads);
+            own.attend_all(k, v, 1, scale)
+        });
+        let attended: Vec<Tensor<B>> = attended.map(|rows| rows.merge_heads()).collect();
+        Tensor::concat_rows(&attended.iter().collect::<Vec<_>>()).split_heads(heads)
     }
 
     /// Whether no sequence holds anything.
@@ -131,8 +201,8 @@ impl<B: Backend> KvCache<B> {
     /// Forgets all but the first `len` tokens of a sequence.
     pub fn truncate(&mut self, id: SequenceId, len: usize) {
         let sequence = self.sequences[id.0].as_mut().expect("a live sequence");
-        sequence.len = sequence.len.min(len);
-        let surplus = sequence.blocks.split_off(sequence.len.div_ceil(BLOCK_TOKENS));
+        sequence.places.truncate(len);
+        let surplus = sequence.blocks.split_off(sequence.len().div_ceil(BLOCK_TOKENS));
         for block in surplus {
             self.release(block);
         }
@@ -140,30 +210,45 @@ impl<B: Backend> KvCache<B> {
 
     /// Makes room for `count` new tokens of each named sequence and describes the pass that will fill it.
     pub fn step(&mut self, growth: &[(SequenceId, usize)]) -> Step {
-        let mut step = Step { positions: Vec::new(), slots: Vec::new(), spans: Vec::new(), cancel: Cancel::new() };
+        let mut step = Step::default();
         for &(id, count) in growth {
-            let past = self.len(id);
-            self.make_writable(id);
-            while self.sequence(id).blocks.len() * BLOCK_TOKENS < past + count {
-                let block = self.take_block();
-                self.sequence_mut(id).blocks.push(block);
-            }
-            let sequence = self.sequence_mut(id);
-            sequence.len = past + count;
-            let first_row = step.positions.len();
-            step.positions.extend(past..past + count);
-            let slot = |at: usize| sequence.blocks[at / BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS;
-            step.slots.extend((past..past + count).map(slot));
-            step.spans.push(Span { rows: first_row..first_row + count, past, blocks: sequence.blocks.clone() });
+            let next = self.next_place(id);
+            self.grow(&mut step, id, (next..next + count).map(|place| [place; 3]));
         }
         step
+    }
+
+    /// As [`KvCache::step`] for one sequence whose new tokens have these places on the axes of rotary embeddings.
+    pub fn step_at(&mut self, id: SequenceId, places: &[[usize; 3]]) -> Step {
+        let mut step = Step::default();
+        self.grow(&mut step, id, places.iter().copied());
+        step
+    }
+
+    fn grow(&mut self, step: &mut Step, id: SequenceId, places: impl ExactSizeIterator<Item = [usize; 3]>) {
+        let (past, count) = (self.len(id), places.len());
+        self.make_writable(id);
+        while self.sequence(id).blocks.len() * BLOCK_TOKENS < past + count {
+            let block = self.take_block();
+            self.sequence_mut(id).blocks.push(block);
+        }
+        let sequence = self.sequence_mut(id);
+        sequence.places.extend(places);
+        let first_row = step.positions.len();
+        step.positions.extend(past..past + count);
+        step.places.extend(&sequence.places[past..]);
+        let slot = |at: usize| sequence.blocks[at / BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS;
+        step.slots.extend((past..past + count).map(slot));
+        let blocks = sequence.blocks.clone();
+        step.sequences.push(id);
+        step.spans.push(Span { rows: first_row..first_row + count, past, blocks });
     }
 
     /// A partly filled last block that is shared must not be written: the sequence gets a copy of its own.
     fn make_writable(&mut self, id: SequenceId) {
         let sequence = self.sequence(id);
         let Some(&last) = sequence.blocks.last() else { return };
-        if sequence.len.is_multiple_of(BLOCK_TOKENS) || self.holders[last] == 1 {
+        if sequence.len().is_multiple_of(BLOCK_TOKENS) || self.holders[last] == 1 {
             return;
         }
         let copy = self.take_block();
@@ -190,7 +275,7 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    fn insert(&mut self, sequence: Sequence) -> SequenceId {
+    fn insert(&mut self, sequence: Sequence<B>) -> SequenceId {
         let place = self.sequences.iter().position(Option::is_none);
         let place = place.unwrap_or_else(|| {
             self.sequences.push(None);
@@ -200,11 +285,11 @@ impl<B: Backend> KvCache<B> {
         SequenceId(place)
     }
 
-    fn sequence(&self, id: SequenceId) -> &Sequence {
+    fn sequence(&self, id: SequenceId) -> &Sequence<B> {
         self.sequences[id.0].as_ref().expect("a live sequence")
     }
 
-    fn sequence_mut(&mut self, id: SequenceId) -> &mut Sequence {
+    fn sequence_mut(&mut self, id: SequenceId) -> &mut Sequence<B> {
         self.sequences[id.0].as_mut().expect("a live sequence")
     }
 }
@@ -246,6 +331,12 @@ impl Step {
     /// Place of each row in its sequence, from 0.
     pub fn positions(&self) -> &[usize] {
         &self.positions
+    }
+
+    /// Place of each row on the axes of rotary embeddings: time, row, column. As [`Step::positions`] on all of them,
+    /// unless the model places its tokens otherwise.
+    pub fn places(&self) -> &[[usize; 3]] {
+        &self.places
     }
 
     /// Which rows belong to which sequence, in the order given to [`KvCache::step`].

@@ -27,7 +27,7 @@ mod weights;
 pub use cancel::Cancel;
 pub use convolution::{Convolution, DepthwiseConvolution, Windows};
 pub use error::{Error, Result};
-pub use kv::{BLOCK_TOKENS, KvCache, KvShape, LayerKv, SequenceId, Span, Step};
+pub use kv::{BLOCK_TOKENS, Context, KvCache, KvShape, LayerKv, SequenceId, Span, Step};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use ops::{Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, Mask, PatchDims, RopeDims, RopePairing};
 pub use precision::{Part, Precision, Quant, Role, quantize};

@@ -1,6 +1,6 @@
 //! Sequences share blocks, and none ever sees another's tokens.
 
-use ocelli_backend::{BLOCK_TOKENS, KvCache, KvShape, SequenceId, Tensor};
+use ocelli_backend::{BLOCK_TOKENS, Context, KvCache, KvShape, SequenceId, Tensor};
 use ocelli_testkit::{Random, ReferenceBackend};
 
 const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2 };
@@ -72,4 +72,40 @@ fn freed_blocks_are_used_again() {
         assert!(step.spans()[0].blocks.iter().all(|&block| block < 2), "{:?}", step.spans());
         kv.end(id);
     }
+}
+
+#[test]
+fn places_go_on_behind_the_last_one_whatever_is_forked_or_cut_off() {
+    let mut kv = KvCache::new(&ReferenceBackend, SHAPE);
+    let id = kv.start();
+    assert_eq!(kv.step(&[(id, 2)]).places(), [[0; 3], [1; 3]]);
+    let step = kv.step_at(id, &[[2, 2, 2], [2, 2, 5]]);
+    assert_eq!((step.positions(), step.places()), (&[2, 3][..], &[[2, 2, 2], [2, 2, 5]][..]));
+    let fork = kv.fork(id);
+    let step = kv.step(&[(id, 1), (fork, 1)]);
+    assert_eq!((step.positions(), step.places()), (&[4, 4][..], &[[6; 3], [6; 3]][..]));
+    kv.truncate(id, 3);
+    assert_eq!((kv.next_place(id), kv.next_place(fork)), (3, 7));
+}
+
+#[test]
+fn each_sequence_looks_at_its_own_context() {
+    let mut kv = KvCache::new(&ReferenceBackend, SHAPE);
+    // Equal keys: attention gives the mean of the values.
+    let context = |values: &[f32]| {
+        let tensor = |values: &[f32]| Tensor::new(&ReferenceBackend, values, &[values.len() / 2, 1, 2]);
+        Context::new(vec![(tensor(&vec![0.0; values.len()]), tensor(values))])
+    };
+    let (first, other) = (kv.start(), kv.start());
+    kv.set_context(first, context(&[1.0, 2.0, 3.0, 4.0]));
+    kv.set_context(other, context(&[10.0, 20.0]));
+    let beam = kv.fork(first);
+    let step = kv.step(&[(first, 1), (beam, 1), (other, 2)]);
+    let q = Tensor::new(&ReferenceBackend, &[0.5; 8], &[4, 1, 2]);
+    let attended = kv.cross_attend(0, &q, 1.0, &step);
+    assert_eq!(attended.shape(), [4, 1, 2]);
+    assert_eq!(attended.to_vec(), [2.0, 3.0, 2.0, 3.0, 10.0, 20.0, 10.0, 20.0]);
+    let step = kv.step(&[(beam, 1), (first, 1)]);
+    let q = Tensor::new(&ReferenceBackend, &[0.5; 4], &[2, 1, 2]);
+    assert_eq!(kv.cross_attend(0, &q, 1.0, &step).to_vec(), [2.0, 3.0, 2.0, 3.0]);
 }

@@ -182,7 +182,7 @@ impl<'a> Run<'a> {
 
     /// Where a prompt may be cut: behind its last picture, and not at its ends.
     fn split(&self) -> usize {
-        let image_id = self.session.image_token_id();
+        let image_id = self.session.image_input().token_id();
         let last_image = self.ids.iter().rposition(|&id| Some(id) == image_id).map_or(0, |at| at + 1);
         last_image.max(self.ids.len() / 2).min(self.ids.len() - 1)
     }

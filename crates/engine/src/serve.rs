@@ -208,6 +208,7 @@ mod tests {
 
     use ocelli_backend::SequenceId;
     use ocelli_formats::ModelFiles;
+    use ocelli_models::ImageInput;
 
     use super::*;
     use crate::answer::FinishDetail;
@@ -236,8 +237,8 @@ mod tests {
         fn most_activation_bytes(&self) -> usize {
             self.inner.most_activation_bytes()
         }
-        fn image_token_id(&self) -> Option<u32> {
-            self.inner.image_token_id()
+        fn image_input(&self) -> ImageInput {
+            self.inner.image_input()
         }
         fn prefill_chunk(&self) -> usize {
             self.inner.prefill_chunk()

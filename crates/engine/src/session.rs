@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ocelli_backend::{Backend, Cancel, KvCache, SequenceId, Tensor};
-use ocelli_models::{Model, PixelValues};
+use ocelli_models::{ImageInput, Model, PixelValues};
 use ocelli_processors::PreparedImage;
 
 use crate::error::{Error, Result};
@@ -26,8 +26,8 @@ pub trait Session: Send {
     /// Bytes that activations took when they took most, so far.
     fn most_activation_bytes(&self) -> usize;
 
-    /// The token that stands for one image feature; `None` for a text model.
-    fn image_token_id(&self) -> Option<u32>;
+    /// How pictures come in.
+    fn image_input(&self) -> ImageInput;
 
     /// Most rows of a prompt that are computed at once.
     fn prefill_chunk(&self) -> usize;
@@ -105,13 +105,14 @@ pub enum LogitRows {
 #[derive(Clone)]
 pub struct ImageFeatures {
     tokens: usize,
+    grid: [usize; 3],
     tensor: Arc<dyn Any + Send + Sync>,
 }
 
 impl ImageFeatures {
     /// `tensor` is whatever the session that made it will understand.
-    pub(crate) fn new(tokens: usize, tensor: impl Any + Send + Sync) -> Self {
-        Self { tokens, tensor: Arc::new(tensor) }
+    pub(crate) fn new(tokens: usize, grid: [usize; 3], tensor: impl Any + Send + Sync) -> Self {
+        Self { tokens, grid, tensor: Arc::new(tensor) }
     }
 
     /// Tokens of the prompt that they take.
@@ -145,10 +146,12 @@ impl<B: Backend> ModelSession<B> {
         if let Some(&id) = prompt.ids.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::TokenOutOfRange { id, vocab_size });
         }
-        let placeholders = self.image_rows(prompt.ids).len();
-        let features = prompt.images.iter().map(ImageFeatures::tokens).sum();
-        if placeholders != features {
-            return Err(Error::VisionTokenMismatch { placeholders, features });
+        if self.model.image_input() != ImageInput::Context {
+            let placeholders = self.image_rows(prompt.ids).len();
+            let features = prompt.images.iter().map(ImageFeatures::tokens).sum();
+            if placeholders != features {
+                return Err(Error::VisionTokenMismatch { placeholders, features });
+            }
         }
         let prompt_tokens = self.cache.len(sequence) + prompt.ids.len();
         if prompt_tokens > self.context_length() {
@@ -159,7 +162,7 @@ impl<B: Backend> ModelSession<B> {
 
     /// Where among `ids` image features belong.
     fn image_rows(&self, ids: &[u32]) -> Vec<usize> {
-        let Some(image_id) = self.model.image_token_id() else { return Vec::new() };
+        let Some(image_id) = self.model.image_input().token_id() else { return Vec::new() };
         ids.iter().enumerate().filter(|&(_, &id)| id == image_id).map(|(row, _)| row).collect()
     }
 
@@ -169,10 +172,51 @@ impl<B: Backend> ModelSession<B> {
         match features {
             Some(features) if !rows.is_empty() => {
                 let features = features.gather_rows(&range.collect::<Vec<_>>());
-                embedded.replace_rows(rows, &features)
+                self.model.join(&embedded, rows, &features)
             }
             _ => embedded,
         }
+    }
+
+    /// Computes the tokens of a checked prompt, in chunks.
+    fn append(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<Vec<f32>> {
+        let features = self.concatenated(prompt.images);
+        let grids: Vec<[usize; 3]> = prompt.images.iter().map(|features| features.grid).collect();
+        let places = self.model.places(prompt.ids, &grids, self.cache.next_place(sequence));
+        let mut logits = Vec::new();
+        let (mut done, mut used) = (0, 0);
+        while done < prompt.ids.len() {
+            let end = self.chunk_end(sequence, prompt.ids, done);
+            let ids = &prompt.ids[done..end];
+            let rows = self.image_rows(ids);
+            let x = self.embed(ids, &rows, features.as_ref(), used..used + rows.len());
+            used += rows.len();
+            let step = match &places {
+                Some(places) => self.cache.step_at(sequence, &places[done..end]),
+                None => self.cache.step(&[(sequence, ids.len())]),
+            };
+            let step = step.cancelled_by(prompt.cancel);
+            let hidden = self.model.forward(&x, &step, &mut self.cache);
+            if step.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            done = end;
+            match prompt.rows {
+                LogitRows::All => logits.extend(self.model.logits(&hidden).to_vec()),
+                LogitRows::Last if done == prompt.ids.len() => {
+                    logits = self.model.logits(&hidden.gather_rows(&[ids.len() - 1])).to_vec();
+                }
+                LogitRows::Last => {}
+            }
+        }
+        Ok(logits)
+    }
+
+    /// Where the chunk that begins with token `start` of a prompt ends.
+    fn chunk_end(&self, sequence: SequenceId, ids: &[u32], start: usize) -> usize {
+        let is_first = start == 0 && self.cache.len(sequence) == 0;
+        let prefix = if is_first { self.model.prefix(ids) } else { 0 };
+        (start + self.chunk.max(prefix)).min(ids.len())
     }
 
     fn tensor<'a>(&self, features: &'a ImageFeatures) -> &'a Tensor<B> {
@@ -203,8 +247,8 @@ impl<B: Backend> Session for ModelSession<B> {
         self.backend.most_activation_bytes()
     }
 
-    fn image_token_id(&self) -> Option<u32> {
-        self.model.image_token_id()
+    fn image_input(&self) -> ImageInput {
+        self.model.image_input()
     }
 
     fn prefill_chunk(&self) -> usize {
@@ -216,17 +260,17 @@ impl<B: Backend> Session for ModelSession<B> {
     }
 
     fn encode_image(&self, image: &PreparedImage, cancel: &Cancel) -> Result<ImageFeatures> {
-        if self.model.image_token_id().is_none() {
+        if self.model.image_input() == ImageInput::None {
             return Err(Error::NoVision { model_type: self.model_type.clone() });
         }
-        let shape = [image.n_tiles, 3, image.height, image.width];
-        let pixel_values = PixelValues { values: &image.pixel_values, shape };
+        let &PreparedImage { ref pixel_values, shape, grid, ref text_ids, .. } = image;
+        let pixel_values = PixelValues { values: pixel_values, shape, grid, text_ids };
         let _step = self.backend.begin_step();
         let features = self.model.encode_image(pixel_values, cancel);
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        Ok(ImageFeatures::new(features.rows(), features))
+        Ok(ImageFeatures::new(features.rows(), grid, features))
     }
 
     fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
@@ -260,28 +304,13 @@ impl<B: Backend> Session for ModelSession<B> {
     fn prefill(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<Vec<f32>> {
         self.check(sequence, prompt)?;
         let _step = self.backend.begin_step();
-        let features = self.concatenated(prompt.images);
-        let mut logits = Vec::new();
-        let mut used = 0;
-        let n_chunks = prompt.ids.len().div_ceil(self.chunk);
-        for (chunk_idx, ids) in prompt.ids.chunks(self.chunk).enumerate() {
-            let rows = self.image_rows(ids);
-            let x = self.embed(ids, &rows, features.as_ref(), used..used + rows.len());
-            used += rows.len();
-            let step = self.cache.step(&[(sequence, ids.len())]).cancelled_by(prompt.cancel);
-            let hidden = self.model.forward(&x, &step, &mut self.cache);
-            if step.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            match prompt.rows {
-                LogitRows::All => logits.extend(self.model.logits(&hidden).to_vec()),
-                LogitRows::Last if chunk_idx + 1 == n_chunks => {
-                    logits = self.model.logits(&hidden.gather_rows(&[ids.len() - 1])).to_vec();
-                }
-                LogitRows::Last => {}
-            }
+        if self.model.image_input() != ImageInput::Context || self.cache.len(sequence) > 0 {
+            return self.append(sequence, prompt);
         }
-        Ok(logits)
+        let features: Vec<&Tensor<B>> = prompt.images.iter().map(|features| self.tensor(features)).collect();
+        let (context, ids) = self.model.context(prompt.ids, &features);
+        self.cache.set_context(sequence, context);
+        self.append(sequence, Prefill { ids: &ids, ..prompt })
     }
 
     fn decode(&mut self, next: &[(SequenceId, u32)]) -> Vec<f32> {
@@ -329,11 +358,9 @@ mod tests {
     fn a_text_model_refuses_pictures() {
         let image = PreparedImage {
             pixel_values: vec![0.0; 3 * 4],
-            n_tiles: 1,
-            height: 2,
-            width: 2,
-            rows: 0,
-            cols: 0,
+            shape: [1, 3, 2, 2],
+            grid: [1, 0, 0],
+            text_ids: Vec::new(),
             image_size: (2, 2),
             resized_to: (2, 2),
             vision_tokens: 1,

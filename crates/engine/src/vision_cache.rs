@@ -57,11 +57,9 @@ mod tests {
     fn picture(content_hash: u128) -> PreparedImage {
         PreparedImage {
             pixel_values: Vec::new(),
-            n_tiles: 1,
-            height: 0,
-            width: 0,
-            rows: 0,
-            cols: 0,
+            shape: [1, 3, 0, 0],
+            grid: [1, 0, 0],
+            text_ids: Vec::new(),
             image_size: (0, 0),
             resized_to: (0, 0),
             vision_tokens: 0,
@@ -76,7 +74,7 @@ mod tests {
         for key in [1, 2, 1, 2, 3, 1] {
             let features = cache.features(&picture(key), || {
                 encoded.push(key);
-                Ok(ImageFeatures::new(key as usize, ()))
+                Ok(ImageFeatures::new(key as usize, [1, 0, 0], ()))
             });
             assert_eq!(features.unwrap().tokens(), key as usize);
         }
@@ -90,7 +88,7 @@ mod tests {
             let mut was_encoded = false;
             let encode = || {
                 was_encoded = true;
-                Ok(ImageFeatures::new(tokens, ()))
+                Ok(ImageFeatures::new(tokens, [1, 0, 0], ()))
             };
             cache.features(&picture(key), encode).unwrap();
             was_encoded
@@ -105,6 +103,6 @@ mod tests {
     fn a_failure_is_not_remembered() {
         let mut cache = VisionCache::new();
         assert!(cache.features(&picture(1), || Err(Error::Cancelled)).is_err());
-        assert!(cache.features(&picture(1), || Ok(ImageFeatures::new(5, ()))).is_ok());
+        assert!(cache.features(&picture(1), || Ok(ImageFeatures::new(5, [1, 0, 0], ()))).is_ok());
     }
 }

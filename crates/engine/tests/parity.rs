@@ -4,34 +4,20 @@ use std::path::Path;
 
 use ocelli_engine::parity;
 
-fn check(family: &str) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(family);
-    let report = parity::check(&folder).expect("the fixture runs");
-    assert!(report.passed(), "{report}");
-    let names: Vec<&str> = report.rows.iter().map(|row| row.name.as_str()).collect();
-    for name in ["in.input_ids", "out.logits", "out.greedy_ids", "out.beam3_ids", "out.beam3_scores"] {
-        assert!(names.contains(&name), "{name} was not compared");
-    }
-}
+mod fixtures;
 
 #[test]
-fn idefics3() {
-    check("idefics3");
-}
-
-#[test]
-fn smolvlm() {
-    check("smolvlm");
-}
-
-#[test]
-fn llama3() {
-    check("llama3");
-}
-
-#[test]
-fn qwen2() {
-    check("qwen2");
+fn every_family_equals_its_reference() {
+    fixtures::for_each(|family, folder| {
+        let report = parity::check(folder).unwrap_or_else(|error| panic!("{family}: {error}"));
+        assert!(report.passed(), "{report}");
+        let names: Vec<&str> = report.rows.iter().map(|row| row.name.as_str()).collect();
+        for name in ["in.input_ids", "out.logits", "out.greedy_ids", "out.beam3_ids", "out.beam3_scores"] {
+            assert!(names.contains(&name), "{family}: {name} was not compared");
+        }
+        let sees = folder.join("image0.png").exists();
+        assert!(!sees || names.contains(&"in.pixel_values"), "{family}: pictures were not compared");
+    });
 }
 
 /// A folder with the files of a fixture, but for its transformers-5 config.

@@ -9,7 +9,8 @@ use crate::bytes::SharedBytes;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, GgufModel};
 
-/// The files of one model: a folder on disk, files embedded in the binary, or what a GGUF file says they would be.
+/// The files of one model: a folder on disk, files embedded in the binary or made by it, or what a GGUF file says they
+/// would be.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
     label: String,
@@ -20,6 +21,7 @@ pub struct ModelFiles {
 enum Source {
     Folder(PathBuf),
     Embedded(&'static [(&'static str, &'static [u8])]),
+    Memory(Arc<[(String, SharedBytes)]>),
     Gguf { path: PathBuf, model: Arc<GgufModel> },
 }
 
@@ -62,6 +64,12 @@ impl ModelFiles {
         Self { label: label.into(), source: Source::Embedded(files) }
     }
 
+    /// Files made by the program: `(name, content)` pairs.
+    pub fn in_memory(label: &str, files: Vec<(String, Vec<u8>)>) -> Self {
+        let files = files.into_iter().map(|(name, bytes)| (name, SharedBytes::from(bytes)));
+        Self { label: label.into(), source: Source::Memory(files.collect()) }
+    }
+
     /// The same files under a friendlier name, such as the model id they were resolved from.
     #[must_use]
     pub fn with_label(self, label: &str) -> Self {
@@ -77,7 +85,7 @@ impl ModelFiles {
     pub fn path(&self) -> Option<&Path> {
         match &self.source {
             Source::Folder(path) | Source::Gguf { path, .. } => Some(path),
-            Source::Embedded(_) => None,
+            Source::Embedded(_) | Source::Memory(_) => None,
         }
     }
 
@@ -93,6 +101,7 @@ impl ModelFiles {
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = match &self.source {
             Source::Embedded(files) => files.iter().map(|(name, _)| (*name).to_string()).collect(),
+            Source::Memory(files) => files.iter().map(|(name, _)| name.clone()).collect(),
             Source::Gguf { model, .. } => model.names().map(str::to_owned).collect(),
             Source::Folder(path) => {
                 let io_error = |source| Error::Io { path: path.clone(), source };
@@ -124,6 +133,7 @@ impl ModelFiles {
             Source::Embedded(files) => {
                 Ok(files.iter().find(|(known, _)| *known == name).map(|(_, bytes)| SharedBytes::from(*bytes)))
             }
+            Source::Memory(files) => Ok(files.iter().find(|(known, _)| known == name).map(|(_, bytes)| bytes.clone())),
             Source::Gguf { model, .. } => Ok(model.bytes(name)),
             Source::Folder(folder) => read(folder.join(name)),
         }
@@ -154,7 +164,7 @@ impl ModelFiles {
     pub fn label_of(&self, name: &str) -> String {
         match &self.source {
             Source::Folder(path) => path.join(name).display().to_string(),
-            Source::Embedded(_) => format!("{}/{name}", self.label),
+            Source::Embedded(_) | Source::Memory(_) => format!("{}/{name}", self.label),
             // There is no such file, only metadata that say the same.
             Source::Gguf { path, .. } => path.display().to_string(),
         }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::error::{Error, Result, require};
 use crate::llama::{self, Decoder};
 use crate::siglip::{self, Siglip};
-use crate::{Model, PixelValues};
+use crate::{ImageInput, Model, PixelValues};
 
 /// The top level of `config.json`; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
@@ -82,8 +82,8 @@ impl<B: Backend> Model<B> for Idefics3<B> {
         self.text_config.vocab_size
     }
 
-    fn image_token_id(&self) -> Option<u32> {
-        Some(self.config.image_token_id)
+    fn image_input(&self) -> ImageInput {
+        ImageInput::Tokens(self.config.image_token_id)
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {

@@ -14,7 +14,7 @@ mod registry;
 mod siglip;
 mod vit;
 
-use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Step, Tensor};
+use ocelli_backend::{Backend, Cancel, Context, KvCache, KvShape, Step, Tensor};
 
 pub use error::{Error, Result};
 pub use registry::{ARCHITECTURES, Architecture, architecture, load};
@@ -30,29 +30,76 @@ pub trait Model<B: Backend>: Send + Sync {
     /// Logits per row; token ids are below it.
     fn vocab_size(&self) -> usize;
 
-    /// The token that stands for one image feature, where the model sees pictures.
-    fn image_token_id(&self) -> Option<u32> {
-        None
+    /// How pictures come in.
+    fn image_input(&self) -> ImageInput {
+        ImageInput::None
     }
 
     /// Token ids -> `[ids, hidden]`.
     fn embed(&self, ids: &[u32]) -> Tensor<B>;
 
-    /// One picture -> features `[vision tokens, hidden]`, in the order of
+    /// One picture -> features `[vision tokens, width]`, in the order of
     /// the prompt's image tokens. Once cancelled it returns early, with features that mean nothing.
     ///
     /// # Panics
-    /// For a model without [`Model::image_token_id`].
+    /// For a model whose [`Model::image_input`] is none.
     fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
         let _ = cancel;
         panic!("a text model was given a picture of {:?}", pixel_values.shape)
     }
 
-    /// Embeddings `[R, hidden]` -> normalised hidden states `[R, hidden]`; appends the step to `kv`.
+    /// Embeddings `[R, hidden]` with the image features of the named rows in place: `[R, width]`, where `width` is more
+    /// than `hidden` if deeper layers get features of their own.
+    fn join(&self, embedded: &Tensor<B>, rows: &[usize], features: &Tensor<B>) -> Tensor<B> {
+        embedded.replace_rows(rows, features)
+    }
+
+    /// Place of every token of a prompt on the axes of rotary embeddings (time, row, column) from `next` on; `grids` are
+    /// those of its pictures, [`PixelValues::grid`]. `None`: running numbers.
+    fn places(&self, ids: &[u32], grids: &[[usize; 3]], next: usize) -> Option<Vec<[usize; 3]>> {
+        let _ = (ids, grids, next);
+        None
+    }
+
+    /// How many of a prompt's first tokens see each other, later ones too: they are computed in one piece.
+    fn prefix(&self, ids: &[u32]) -> usize {
+        let _ = ids;
+        0
+    }
+
+    /// For [`ImageInput::Context`]: what cross-attention looks at, and the ids that the decoder begins with. `ids` are
+    /// the prompt's.
+    ///
+    /// # Panics
+    /// For every other model.
+    fn context(&self, ids: &[u32], features: &[&Tensor<B>]) -> (Context<B>, Vec<u32>) {
+        panic!("{} ids and {} pictures for a model without cross-attention", ids.len(), features.len())
+    }
+
+    /// Embeddings (of [`Model::join`] where there are pictures) -> normalised hidden states `[R, hidden]`; appends the
+    /// step to `kv`.
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B>;
 
     /// Hidden states `[R, hidden]` -> `[R, vocab_size]`.
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B>;
+}
+
+/// How a model takes pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageInput {
+    /// Not at all.
+    None,
+    /// Features take the place of this token's embeddings.
+    Tokens(u32),
+    /// The decoder looks at features by cross-attention.
+    Context,
+}
+
+impl ImageInput {
+    /// The token that stands for one feature.
+    pub fn token_id(self) -> Option<u32> {
+        if let Self::Tokens(id) = self { Some(id) } else { None }
+    }
 }
 
 /// What the processor made of one picture. It stays with the caller: a model moves to the device what it works on.
@@ -60,6 +107,10 @@ pub trait Model<B: Backend>: Send + Sync {
 pub struct PixelValues<'a> {
     /// Normalised values, row-major.
     pub values: &'a [f32],
-    /// `[N, 3, height, width]`.
+    /// `[N, 3, height, width]`, or `[1, 1, patches, values of a patch]`.
     pub shape: [usize; 4],
+    /// Frames, rows and columns: of tiles or of patches, as the family's processor has it.
+    pub grid: [usize; 3],
+    /// Ids that the tower reads beside the picture.
+    pub text_ids: &'a [u32],
 }

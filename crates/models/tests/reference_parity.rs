@@ -38,15 +38,15 @@ impl Fixture {
     fn embed(&self) -> Tensor<ReferenceBackend> {
         let ids = self.ids();
         let x = self.model.embed(&ids);
-        let Some(image_token) = self.model.image_token_id() else { return x };
+        let Some(image_token) = self.model.image_input().token_id() else { return x };
         let places: Vec<usize> = (0..ids.len()).filter(|&at| ids[at] == image_token).collect();
-        x.replace_rows(&places, &self.features())
+        self.model.join(&x, &places, &self.features())
     }
 
     fn features(&self) -> Tensor<ReferenceBackend> {
         let pixels = self.tensor("in.pixel_values");
         let shape = pixels.shape()[pixels.shape().len() - 4..].try_into().unwrap();
-        let pixel_values = PixelValues { values: &pixels.to_f32().unwrap(), shape };
+        let pixel_values = PixelValues { values: &pixels.to_f32().unwrap(), shape, grid: [1, 0, 0], text_ids: &[] };
         self.model.encode_image(pixel_values, &Cancel::new())
     }
 }

@@ -25,6 +25,15 @@ pub trait ImageProcessor: Send + Sync {
     /// [`Error::NoPixels`] for a picture without content.
     fn prepare_with(&self, image: &Image, detail: Detail) -> Result<PreparedImage>;
 
+    /// The arrays of a picture that a prompt asks about, for towers that read the prompt.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::prepare_with`]; [`Error::Encode`] for text that is no text.
+    fn prepare_for(&self, image: &Image, detail: Detail, text: &str) -> Result<PreparedImage> {
+        let _ = text;
+        self.prepare_with(image, detail)
+    }
+
     /// Image tokens a picture of this size takes, without preparing it: for accounting before spending.
     fn vision_tokens(&self, width: usize, height: usize, detail: Detail) -> usize;
 
@@ -36,6 +45,11 @@ pub trait ImageProcessor: Send + Sync {
 
     /// The token whose embeddings the vision features replace, [`PreparedImage::vision_tokens`] times per picture.
     fn image_token(&self) -> &str;
+
+    /// The chat template of a family whose folders have none; it sees contents as lists.
+    fn default_template(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// The `model_type`s with an image processor.
@@ -47,30 +61,39 @@ pub fn families() -> impl Iterator<Item = &'static str> {
 ///
 /// # Errors
 /// Those of the family's constructor: [`Error::Value`], [`Error::MissingToken`], [`Error::Files`].
-pub(crate) fn image_processor(model: &Model<'_>) -> Result<Option<Box<dyn ImageProcessor>>> {
+pub(crate) fn of_model(model: &Model<'_>) -> Result<Option<Box<dyn ImageProcessor>>> {
     let model_type = model.config.model_type();
     let Some((_, load)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else { return Ok(None) };
     load(model).map(Some)
+}
+
+/// The image processor of a model of which there are only `config.json` and the processor's settings; `None` for
+/// families that see nothing.
+///
+/// # Errors
+/// [`Error::Value`], [`Error::Files`].
+pub fn image_processor(files: &ModelFiles, config: &Config) -> Result<Option<Box<dyn ImageProcessor>>> {
+    of_model(&Model { files, config, tokenizer: None })
 }
 
 /// What a family's constructor may look at.
 pub(crate) struct Model<'a> {
     pub(crate) files: &'a ModelFiles,
     pub(crate) config: &'a Config,
-    pub(crate) tokenizer: &'a Tokenizer,
+    /// `None` where only pictures are wanted.
+    pub(crate) tokenizer: Option<&'a Tokenizer>,
 }
 
 impl Model<'_> {
     /// # Errors
     /// [`Error::MissingToken`] when the tokenizer does not know it.
     pub(crate) fn require_token(&self, token: &str) -> Result<()> {
-        match self.tokenizer.token_to_id(token) {
-            Some(_) => Ok(()),
-            None => {
-                let file = self.files.label_of("tokenizer.json");
-                Err(Error::MissingToken { file, token: token.into() })
-            }
+        let Some(tokenizer) = self.tokenizer else { return Ok(()) };
+        if tokenizer.token_to_id(token).is_none() {
+            let file = self.files.label_of("tokenizer.json");
+            return Err(Error::MissingToken { file, token: token.into() });
         }
+        Ok(())
     }
 }
 

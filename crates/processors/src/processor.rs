@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ocelli_formats::{Config, ModelFiles};
 
-use crate::families::{ImageProcessor, Model, image_processor};
+use crate::families::{ImageProcessor, Model, of_model};
 use crate::image::{Detail, Image, ImageLimits, PreparedImage, decode_image};
 use crate::text::{ChatOptions, ChatTemplate, Content, ContentForm, Guard, Message, Tokenizer};
 use crate::{Error, Result};
@@ -38,8 +38,12 @@ impl Processor {
     /// [`Error::MissingToken`], [`Error::Files`].
     pub fn load(files: &ModelFiles, config: &Config) -> Result<Self> {
         let tokenizer = Tokenizer::load(files)?;
-        let images = image_processor(&Model { files, config, tokenizer: &tokenizer })?;
-        let template = ChatTemplate::load(files, tokenizer.named_tokens())?;
+        let images = of_model(&Model { files, config, tokenizer: Some(&tokenizer) })?;
+        let default = images.as_ref().and_then(|images| images.default_template());
+        let template = match (ChatTemplate::load(files, tokenizer.named_tokens())?, default) {
+            (None, Some(source)) => Some(ChatTemplate::parse(source, DEFAULT_TEMPLATE, tokenizer.named_tokens())?),
+            (template, _) => template,
+        };
         let template = template.map(|template| {
             let form = template.content_form(images.is_some());
             (template, form)
@@ -66,6 +70,11 @@ impl Processor {
     /// The family's image processor, if the model sees.
     pub fn image_processor(&self) -> Option<&dyn ImageProcessor> {
         self.images.as_deref()
+    }
+
+    /// The image processor alone.
+    pub fn into_image_processor(self) -> Option<Box<dyn ImageProcessor>> {
+        self.images
     }
 
     /// What a picture may cost at most in [`Processor::decode_image`].
@@ -111,7 +120,7 @@ impl Processor {
         if placeholders != images.len() {
             return Err(Error::ImageCount { placeholders, images: images.len() });
         }
-        let images = self.prepare(images, options.detail)?;
+        let images = self.prepare(images, options.detail, &rendered)?;
         let text = self.expand(&rendered, &images);
         let ids = self.tokenizer.encode_segments(&guard.segments(&text))?;
         self.finish(guard.restore(&text).into_owned(), ids, images)
@@ -137,7 +146,7 @@ impl Processor {
         if placeholders < n_images || (n_images == 0 && placeholders > 0) {
             return Err(Error::ImageCount { placeholders, images: n_images });
         }
-        let images = self.prepare(images, detail)?;
+        let images = self.prepare(images, detail, text)?;
         let n_tokens: usize = images.iter().map(|image| image.vision_tokens).sum();
         let text = match placeholders {
             _ if placeholders == n_images => self.expand(text, &images),
@@ -191,9 +200,11 @@ impl Processor {
         Guard::new(specials, texts.chain([others.as_str()]))
     }
 
-    fn prepare(&self, images: &[Image], detail: Detail) -> Result<Vec<PreparedImage>> {
+    /// `text` still has its placeholders.
+    fn prepare(&self, images: &[Image], detail: Detail, text: &str) -> Result<Vec<PreparedImage>> {
         let Some(processor) = &self.images else { return Ok(Vec::new()) };
-        images.iter().map(|image| processor.prepare_with(image, detail)).collect()
+        let text = text.replace(processor.placeholder(), "");
+        images.iter().map(|image| processor.prepare_for(image, detail, &text)).collect()
     }
 
     /// The text with each placeholder replaced by the picture's own text.
@@ -230,6 +241,9 @@ impl std::fmt::Debug for Processor {
         formatter.debug_struct("Processor").field("label", &self.label).finish_non_exhaustive()
     }
 }
+
+/// How messages name a family's own template.
+const DEFAULT_TEMPLATE: &str = "the built-in chat template";
 
 fn protected(messages: &[Message], guard: &Guard) -> Vec<Message> {
     let part = |part: &Content| match part {

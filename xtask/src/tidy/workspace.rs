@@ -38,7 +38,6 @@ pub(crate) fn check(files: &Files, metadata: &Value) -> Result<Vec<Problem>> {
     }
     problems.extend(promised_commands(text(README), text(CI)));
     problems.extend(families(text(REGISTRY), text(README)));
-    problems.extend(untested_fixtures(files));
     for file in files.iter().filter(|file| file.path.ends_with("/Cargo.toml") && !file.path.starts_with("fuzz/")) {
         problems.extend(inherited(&file.path, &file.text));
     }
@@ -197,26 +196,10 @@ fn families(registry: &str, readme: &str) -> Vec<Problem> {
     problems
 }
 
-/// Every fixture is compared with its reference and held to the promises.
-fn untested_fixtures(files: &Files) -> Vec<Problem> {
-    let folder = |path: &str| Some(path.strip_prefix("fixtures/")?.strip_suffix("/config.json")?.to_owned());
-    let mut problems = Vec::new();
-    for family in files.iter().filter_map(|file| folder(&file.path)) {
-        for test in FIXTURE_TESTS {
-            if !files.text(test).unwrap_or_default().contains(&format!("check(\"{family}\"")) {
-                let message = format!("add a test of `fixtures/{family}`, which nothing uses here");
-                problems.push(Problem::new(test, 1, "fixtures", message));
-            }
-        }
-    }
-    problems
-}
-
 const MANIFEST: &str = "Cargo.toml";
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 const README: &str = "README.md";
 const CI: &str = ".ci/run";
-const FIXTURE_TESTS: &[&str] = &["crates/engine/tests/parity.rs", "crates/engine/tests/metamorphic.rs"];
 const REGISTRY: &str = "crates/models/src/registry.rs";
 
 #[cfg(test)]
@@ -306,14 +289,5 @@ mod tests {
         let registry = "families! {\n    \"a\", \"A\", Model;\n    \"b\", \"B\", Model;\n}\nfn f() {\n    \"c\"\n}\n";
         assert_eq!(lines(&families(registry, "| A | `a` | yes |\n")), [3]);
         assert_eq!(families(registry, "| A | `a` | yes |\n| B | `b` | no |\n"), []);
-    }
-
-    #[test]
-    fn fixtures_are_tested() {
-        let fixtures = [("fixtures/a/config.json", "{}"), ("fixtures/b/config.json", "{}")];
-        let tests = [(FIXTURE_TESTS[0], "check(\"a\");\ncheck(\"b\");"), (FIXTURE_TESTS[1], "check(\"a\", 9);")];
-        let problems = untested_fixtures(&Files::of(&[fixtures, tests].concat()));
-        assert_eq!(problems.len(), 1);
-        assert!(problems[0].file == FIXTURE_TESTS[1] && problems[0].message.contains("fixtures/b"), "{}", problems[0]);
     }
 }

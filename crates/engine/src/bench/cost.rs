@@ -58,8 +58,8 @@ impl Cost {
         cost
     }
 
-    /// Operations of the vision tower and the connector for `n_tiles` of that size.
-    pub(crate) fn vision_flops(&self, n_tiles: usize, [height, width]: [usize; 2], vision_tokens: usize) -> f64 {
+    /// Operations of the vision tower and the connector for tiles `[N, 3, height, width]`.
+    pub(crate) fn vision_flops(&self, [n_tiles, _, height, width]: [usize; 4], vision_tokens: usize) -> f64 {
         if self.patch == 0 {
             return 0.0;
         }
@@ -109,7 +109,10 @@ mod tests {
         ];
         let cost = Cost::of(tensors.into_iter());
         // Four patches; 96 + 64 numbers in the tower, 128 in the connector.
-        assert_eq!(cost.vision_flops(2, [4, 5], 2), 2.0 * (2.0 * 160.0 * 4.0 + 4.0 * 16.0 * 8.0) + 2.0 * 128.0 * 2.0);
+        assert_eq!(
+            cost.vision_flops([2, 3, 4, 5], 2),
+            2.0 * (2.0 * 160.0 * 4.0 + 4.0 * 16.0 * 8.0) + 2.0 * 128.0 * 2.0
+        );
         assert_eq!(cost.prefill_flops(3), 2.0 * (16.0 * 3.0 + 40.0) + 4.0 * 6.0 * 4.0);
         assert_eq!(cost.bytes_per_token(), 192.0);
         assert_eq!((cost.tower_bytes_per_weight(), cost.decoder_bytes_per_weight()), (2.0, 2.0));

@@ -1,31 +1,11 @@
 //! Pictures and prompts without meaning, the same every time.
 
-use ocelli_processors::{Image, PreparedImage};
+use ocelli_processors::Image;
 
 /// A picture of random pixels.
 pub(crate) fn picture(width: usize, height: usize) -> Image {
     let mut random = Noise(1);
     Image::new(width, height, (0..width * height * 3).map(|_| random.below(256) as u8).collect())
-}
-
-/// The arrays of a picture that was cut into `rows` x `cols` tiles and, when these are several, a global view.
-pub(crate) fn tiles([rows, cols]: [usize; 2], side: usize, tokens_per_tile: usize) -> PreparedImage {
-    let mut random = Noise(2);
-    let n_tiles = if rows * cols > 1 { rows * cols + 1 } else { 1 };
-    let (rows, cols) = if n_tiles > 1 { (rows, cols) } else { (0, 0) };
-    let size = (cols.max(1) * side, rows.max(1) * side);
-    PreparedImage {
-        pixel_values: (0..n_tiles * 3 * side * side).map(|_| random.below(256) as f32 / 127.5 - 1.0).collect(),
-        n_tiles,
-        height: side,
-        width: side,
-        rows,
-        cols,
-        image_size: size,
-        resized_to: size,
-        vision_tokens: n_tiles * tokens_per_tile,
-        content_hash: 0,
-    }
 }
 
 /// Image tokens, then `text_tokens` others.
@@ -62,15 +42,5 @@ mod tests {
         assert_eq!(ids.len(), 53);
         assert_eq!(ids.iter().filter(|&&id| id == 1).count(), 3);
         assert!(prompt(None, 5, 4).iter().all(|&id| id < 4));
-    }
-
-    #[test]
-    fn several_tiles_have_a_global_view() {
-        let image = tiles([2, 3], 4, 5);
-        assert_eq!((image.n_tiles, image.rows, image.cols, image.vision_tokens), (7, 2, 3, 35));
-        assert_eq!(image.pixel_values.len(), 7 * 3 * 16);
-        let one = tiles([1, 1], 4, 5);
-        assert_eq!((one.n_tiles, one.rows, one.image_size), (1, 0, (4, 4)));
-        assert!(one.pixel_values.iter().all(|value| (-1.0..=1.01).contains(value)));
     }
 }

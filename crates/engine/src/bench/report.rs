@@ -213,7 +213,7 @@ impl Report {
             isa: subject.isa,
             threads: subject.threads,
             image_size: shape.map(|image| image.image_size.into()),
-            n_tiles: shape.map_or(0, |image| image.n_tiles),
+            n_tiles: shape.map_or(0, |image| image.shape[0]),
             vision_tokens: shape.map_or(0, |image| image.vision_tokens),
             prompt_tokens,
             completion_tokens: options.max_tokens,
@@ -284,7 +284,7 @@ impl Utilisation {
             Work { per_second, share: machine.arithmetic(per_second, bytes_per_weight) }
         };
         let vision = subject.shape.as_ref().zip(median("vision_ms")).map(|(image, spent)| {
-            let operations = cost.vision_flops(image.n_tiles, [image.height, image.width], image.vision_tokens);
+            let operations = cost.vision_flops(image.shape, image.vision_tokens);
             work(operations, spent, cost.tower_bytes_per_weight())
         });
         let decode = median("tokens_per_second").map(|tokens| {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use ocelli_backend::{Held, RandomWeights, WeightSource};
 use ocelli_backend_cpu::{Arithmetic, CpuBackend, CpuOptions};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
-use ocelli_processors::{Detail, Image, PreparedImage, Processor};
+use ocelli_processors::{Detail, Image, ImageProcessor, PreparedImage, image_processor};
 use serde::Serialize;
 
 use super::cost::Cost;
@@ -51,10 +51,8 @@ pub struct Loads {
 /// How the picture of a run comes about.
 enum Source {
     None,
-    /// Through the model's own image processor.
-    Pixels(Box<Processor>, Image, Detail),
-    /// Without one: as the tower gets it.
-    Tiles(Box<PreparedImage>),
+    /// What the model's own image processor makes of it.
+    Pixels(Box<dyn ImageProcessor>, Image, Detail),
 }
 
 impl Subject {
@@ -64,7 +62,7 @@ impl Subject {
         let (threads, isa) = (backend.threads(), backend.isa());
         let mut subject = match model {
             BenchModel::Files(files) => Self::of_files(files, options, (threads, isa))?,
-            BenchModel::Random(name) => Self::random(name, &published::config(name)?, options)?,
+            BenchModel::Random(name) => Self::random(&published::files(name)?, options)?,
         };
         subject.shape = subject.prepare()?;
         Ok(subject)
@@ -108,17 +106,7 @@ impl Subject {
         let mut tensors = checkpoint.names().filter_map(|name| checkpoint.tensor(name));
         let is_mapped = tensors.any(|tensor| tensor.bytes().is_mapped());
         let cost = cost(&loaded.weights);
-        let picture = if loaded.processor.has_images() {
-            match options.picture {
-                Picture::None => Source::None,
-                Picture::Auto => Source::Pixels(Box::new(loaded.processor), noise::picture(512, 512), options.detail),
-                Picture::Size(width, height) => {
-                    Source::Pixels(Box::new(loaded.processor), noise::picture(width, height), options.detail)
-                }
-            }
-        } else {
-            no_picture(options, &loaded.info)?
-        };
+        let picture = picture(loaded.processor.into_image_processor(), options, &loaded.info, options.detail)?;
         Ok(Self {
             info: loaded.info,
             session: loaded.session,
@@ -132,9 +120,10 @@ impl Subject {
         })
     }
 
-    /// Builds what `config` describes with random weights, if there is memory for them.
-    pub(crate) fn random(name: &str, config: &Config, options: &BenchOptions) -> Result<Self> {
+    /// Builds what a config describes with random weights, if there is memory for them.
+    pub(crate) fn random(files: &ModelFiles, options: &BenchOptions) -> Result<Self> {
         let start = Instant::now();
+        let (name, config) = (files.label(), &Config::load(files)?);
         let available = options.engine.memory_limit.or_else(memory::available).unwrap_or(u64::MAX);
         let weights = RandomWeights::new(1);
         let backend = backend(&options.engine)?;
@@ -151,11 +140,9 @@ impl Subject {
         let model = ocelli_models::load(&backend, config, source)?;
         let session = ModelSession::new(backend, model, config.model_type(), options.engine.prefill_chunk);
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
-        let picture = match (info.sees_images, options.picture) {
-            (false, _) => no_picture(options, &info)?,
-            (true, Picture::None) => Source::None,
-            (true, _) => Source::Tiles(Box::new(tiles(config, options))),
-        };
+        // One view of a picture whose size nobody chose.
+        let detail = if options.picture == Picture::Auto { Detail::Low } else { options.detail };
+        let picture = picture(image_processor(files, config)?, options, &info, detail)?;
         let session = Box::new(session);
         let weights_in = "memory (random values)";
         let loads = Loads { load_ms, ..Loads::default() };
@@ -166,17 +153,13 @@ impl Subject {
     pub(crate) fn prepare(&self) -> Result<Option<PreparedImage>> {
         match &self.picture {
             Source::None => Ok(None),
-            Source::Tiles(image) => Ok(Some((**image).clone())),
-            Source::Pixels(processor, image, detail) => match processor.image_processor() {
-                Some(images) => Ok(Some(images.prepare_with(image, *detail)?)),
-                None => Ok(None),
-            },
+            Source::Pixels(processor, image, detail) => Ok(Some(processor.prepare_with(image, *detail)?)),
         }
     }
 
     /// The prompt of every run.
     pub(crate) fn prompt(&self, text_tokens: usize) -> Vec<u32> {
-        let image = self.session.image_token_id().zip(self.shape.as_ref().map(|image| image.vision_tokens));
+        let image = self.session.image_input().token_id().zip(self.shape.as_ref().map(|image| image.vision_tokens));
         noise::prompt(image, text_tokens, self.session.vocab_size())
     }
 }
@@ -196,28 +179,22 @@ fn cost(weights: &[Held]) -> Cost {
     Cost::of(weights.iter().map(|weight| (weight.name.as_str(), &weight.shape[..], weight.bytes as usize)))
 }
 
-/// A text model's picture: none, unless one was asked for.
-fn no_picture(options: &BenchOptions, info: &ModelInfo) -> Result<Source> {
-    match options.picture {
-        Picture::Size(..) => Err(Error::NoVision { model_type: info.model_type.clone() }),
-        Picture::Auto | Picture::None => Ok(Source::None),
-    }
-}
-
-/// As many of the tower's tiles as cover the picture; one for [`Detail::Low`].
-fn tiles(config: &Config, options: &BenchOptions) -> PreparedImage {
-    let number = |section: &str, key: &str| {
-        let section = if section.is_empty() { Some(config.root().clone()) } else { config.section(section) };
-        let value = section.and_then(|section| section.get(key).and_then(serde_json::Value::as_u64));
-        value.map_or(1, |value| value.max(1) as usize)
+/// The picture of every run; a text model has none.
+fn picture(
+    processor: Option<Box<dyn ImageProcessor>>,
+    options: &BenchOptions,
+    info: &ModelInfo,
+    detail: Detail,
+) -> Result<Source> {
+    let Some(processor) = processor else {
+        return match options.picture {
+            Picture::Size(..) => Err(Error::NoVision { model_type: info.model_type.clone() }),
+            Picture::Auto | Picture::None => Ok(Source::None),
+        };
     };
-    let (side, patch) = (number("vision_config", "image_size"), number("vision_config", "patch_size"));
-    let tokens = (side / patch / number("", "scale_factor")).pow(2);
-    let grid = match options.picture {
-        Picture::Size(width, height) if options.detail != Detail::Low => {
-            [height.div_ceil(side).max(1), width.div_ceil(side).max(1)]
-        }
-        _ => [1, 1],
-    };
-    noise::tiles(grid, side, tokens)
+    Ok(match options.picture {
+        Picture::None => Source::None,
+        Picture::Auto => Source::Pixels(processor, noise::picture(512, 512), detail),
+        Picture::Size(width, height) => Source::Pixels(processor, noise::picture(width, height), detail),
+    })
 }

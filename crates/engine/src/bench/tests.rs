@@ -1,6 +1,6 @@
 //! A measurement from its beginning to its end, of the demo model and of a tiny one that exists nowhere.
 
-use ocelli_formats::Config;
+use ocelli_formats::ModelFiles;
 use serde_json::json;
 
 use super::*;
@@ -21,24 +21,27 @@ fn options() -> BenchOptions {
     }
 }
 
-/// SmolVLM's family, a few numbers wide: tiles of 17 x 17 pixels (16 of which make patches), 4 tokens each.
-fn tiny() -> Config {
+/// SmolVLM's family, a few numbers wide: tiles of 16 x 16 pixels, 4 tokens each.
+fn tiny() -> ModelFiles {
     let text = json!({
         "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64, "max_position_embeddings": 64,
     });
     let vision = json!({
         "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 17, "patch_size": 4,
+        "image_size": 16, "patch_size": 4,
     });
     let config = json!({
         "model_type": "smolvlm", "image_token_id": 60, "scale_factor": 2, "text_config": text, "vision_config": vision,
     });
-    Config::parse(config.to_string().as_bytes(), "tiny").unwrap()
+    let settings = json!({ "size": { "longest_edge": 48 }, "max_image_size": { "longest_edge": 16 }, "resample": 1 });
+    let files = [("config.json", config), ("preprocessor_config.json", settings)];
+    let files = files.map(|(name, content)| (name.to_owned(), content.to_string().into_bytes()));
+    ModelFiles::in_memory("tiny", files.into())
 }
 
 fn random(options: &BenchOptions) -> Result<Subject> {
-    let mut subject = Subject::random("tiny", &tiny(), options)?;
+    let mut subject = Subject::random(&tiny(), options)?;
     subject.shape = subject.prepare()?;
     Ok(subject)
 }
@@ -102,12 +105,12 @@ fn a_model_on_a_disk_is_loaded_cold_and_warm() {
 
 #[test]
 fn a_large_picture_is_tiles_and_a_global_view() {
-    let large = BenchOptions { picture: Picture::Size(40, 17), ..options() };
+    let large = BenchOptions { picture: Picture::Size(40, 13), ..options() };
     let subject = random(&large).unwrap();
-    assert_eq!(subject.shape.as_ref().unwrap().n_tiles, 4);
+    assert_eq!(subject.shape.as_ref().unwrap().grid, [1, 1, 3]);
     assert_eq!(subject.prompt(5).len(), 4 * 4 + 5);
     let low = BenchOptions { detail: Detail::Low, ..large };
-    assert_eq!(random(&low).unwrap().shape.unwrap().n_tiles, 1);
+    assert_eq!(random(&low).unwrap().shape.unwrap().shape[0], 1);
 }
 
 #[test]

@@ -78,11 +78,9 @@ impl ImageProcessor for Clip {
         self.table.append_planes(&cropped.pixels, cropped.width, window, &mut pixel_values);
         Ok(PreparedImage {
             pixel_values,
-            n_tiles: 1,
-            height: cropped.height,
-            width: cropped.width,
-            rows: 0,
-            cols: 0,
+            shape: [1, 3, cropped.height, cropped.width],
+            grid: [1, 0, 0],
+            text_ids: Vec::new(),
             image_size: (width, height),
             resized_to: target,
             vision_tokens: self.vision_tokens,
@@ -253,7 +251,7 @@ impl Default for RawSettings {
             resample: 3,
             rescale_factor: 1.0 / 255.0,
             image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            image_std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            image_std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
         }
     }
 }

@@ -80,11 +80,9 @@ impl ImageProcessor for Idefics3 {
         append(&resize(&whole, tile, tile, filter), 0, 0);
         Ok(PreparedImage {
             pixel_values,
-            n_tiles: plan.n_tiles(),
-            height: tile,
-            width: tile,
-            rows: plan.rows,
-            cols: plan.cols,
+            shape: [plan.n_tiles(), 3, tile, tile],
+            grid: [1, plan.rows, plan.cols],
+            text_ids: Vec::new(),
             image_size: (width, height),
             resized_to: plan.second,
             vision_tokens: plan.n_tiles() * self.tokens_per_tile,
@@ -99,13 +97,14 @@ impl ImageProcessor for Idefics3 {
     fn expand(&self, image: &PreparedImage) -> String {
         let tokens = IMAGE.repeat(self.tokens_per_tile);
         let mut text = String::new();
-        for row in 1..=image.rows {
-            for column in 1..=image.cols {
+        let [_, rows, columns] = image.grid;
+        for row in 1..=rows {
+            for column in 1..=columns {
                 text += &format!("{FAKE}<row_{row}_col_{column}>{tokens}");
             }
             text.push('\n');
         }
-        if image.rows > 0 {
+        if rows > 0 {
             text.push('\n');
         }
         text + FAKE + GLOBAL + &tokens + FAKE

@@ -58,18 +58,15 @@ pub enum Detail {
 /// What the vision tower gets for one picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PreparedImage {
-    /// `[n_tiles, 3, height, width]`, normalised; the global view is the last tile.
+    /// Normalised, row-major.
     pub pixel_values: Vec<f32>,
-    /// Tiles, the global view included.
-    pub n_tiles: usize,
-    /// Height of every tile.
-    pub height: usize,
-    /// Width of every tile.
-    pub width: usize,
-    /// Rows of tiles; 0 when the picture is one tile.
-    pub rows: usize,
-    /// Columns of tiles; 0 when the picture is one tile.
-    pub cols: usize,
+    /// Of `pixel_values`: tiles `[N, 3, height, width]`, or `[1, 1, patches, values of a patch]` where the tower takes
+    /// pictures of any size.
+    pub shape: [usize; 4],
+    /// Frames, rows and columns: of tiles (no rows and columns where the whole picture is one tile), or of patches.
+    pub grid: [usize; 3],
+    /// Ids that the tower reads beside the picture; most read none.
+    pub text_ids: Vec<u32>,
     /// `(width, height)` of the picture as decoded.
     pub image_size: (usize, usize),
     /// `(width, height)` it was brought to before it was cut into tiles.

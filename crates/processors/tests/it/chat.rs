@@ -69,7 +69,7 @@ fn detail_low_takes_one_tile() {
     let messages = [ask(vec![Content::Image])];
     let options = ChatOptions { detail: Detail::Low, ..ChatOptions::answer() };
     let prompt = processor.chat_prompt(&messages, &[noise(2, 150, 90)], &options).unwrap();
-    assert_eq!(prompt.images[0].n_tiles, 1);
+    assert_eq!(prompt.images[0].shape[0], 1);
     assert!(!prompt.text.contains("<row_1_col_1>"));
 }
 

@@ -15,9 +15,9 @@ fn pixel_values_equal_the_reference_for_every_setting_and_shape() {
         let image = noise(integer(&case["seed"]) as u32, width, height);
         let prepared = processor.image_processor().unwrap().prepare(&image).unwrap();
         let what = format!("{width}x{height} with {}", case["config"]);
-        assert_eq!((prepared.rows, prepared.cols), (integer(&case["rows"]), integer(&case["cols"])), "{what}");
+        assert_eq!(prepared.grid, [1, integer(&case["rows"]), integer(&case["cols"])], "{what}");
         let shape: Vec<usize> = case["shape"].as_array().unwrap().iter().map(integer).collect();
-        assert_eq!([prepared.n_tiles, 3, prepared.height, prepared.width], shape[..], "{what}");
+        assert_eq!(prepared.shape[..], shape[..], "{what}");
         for sample in case["samples"].as_array().unwrap() {
             let expected = sample[1].as_f64().unwrap() as f32;
             assert_eq!(prepared.pixel_values[integer(&sample[0])], expected, "{what}: sample {sample}");
@@ -66,7 +66,7 @@ fn the_tiny_models_references_are_reproduced() {
             assert_eq!(prompt.text, expanded);
             assert_eq!(prompt.ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(), expected_ids, "{name}");
             assert_eq!(prompt.images[0].pixel_values, expected_pixels, "{name}");
-            assert_eq!((prompt.images[0].rows, prompt.images[0].cols), (2, 2));
+            assert_eq!(prompt.images[0].grid, [1, 2, 2]);
             assert_eq!(prompt.images[0].vision_tokens, 20);
         }
     }
@@ -89,8 +89,8 @@ fn detail_chooses_between_tiles_and_one_view() {
     let image = noise(4, 150, 90);
     let [auto, low, high] =
         [Detail::Auto, Detail::Low, Detail::High].map(|detail| processor.prepare_with(&image, detail).unwrap());
-    assert_eq!((auto.n_tiles, low.n_tiles, high.n_tiles), (5, 1, 5));
-    assert_eq!((low.rows, low.cols, low.vision_tokens), (0, 0, 4));
+    assert_eq!((auto.shape[0], low.shape[0], high.shape[0]), (5, 1, 5));
+    assert_eq!((low.grid, low.vision_tokens), ([1, 0, 0], 4));
     assert_eq!(auto, high);
     assert_ne!(low.content_hash, high.content_hash);
 }
@@ -134,7 +134,7 @@ fn settings_may_be_nested_where_transformers_5_puts_them() {
         "resample": null, "do_pad": null}, "processor_class": "Idefics3Processor"}"#;
     let folder = variant("idefics3", &[("processor_config.json", nested)]);
     let prepared = processor(folder.path()).image_processor().unwrap().prepare(&noise(4, 150, 90)).unwrap();
-    assert_eq!(prepared.n_tiles, 1);
+    assert_eq!(prepared.shape[0], 1);
 }
 
 #[test]
