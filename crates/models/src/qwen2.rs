@@ -1,7 +1,7 @@
 //! Qwen2 text decoder (transformers `modeling_qwen2.py`): Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen.
 //! R rows, H query heads, K key/value heads, D head size.
 //!
-//! Llama with biases on q, k and v. Surprises: `tie_word_embeddings` differs between sizes of one series, and
+//! Llama with biases on q, k and v; also the text half of vision-language models. Surprises: `tie_word_embeddings` differs between sizes of one series, and
 //! `use_sliding_window` is false in every published checkpoint although `sliding_window` is set.
 
 use ocelli_backend::{
@@ -14,30 +14,31 @@ use serde::Deserialize;
 use crate::Model;
 use crate::error::{Result, require};
 
-/// The fields of `config.json` that the decoder needs; defaults are those of transformers.
+/// The fields of `config.json` (or its `text_config`) that the decoder needs; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Config {
-    hidden_size: usize,
+    pub(crate) hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
     num_key_value_heads: usize,
     head_dim: Option<usize>,
-    vocab_size: usize,
+    pub(crate) vocab_size: usize,
     #[serde(default = "default_max_position_embeddings")]
-    max_position_embeddings: usize,
+    pub(crate) max_position_embeddings: usize,
     #[serde(default = "default_rms_norm_eps")]
     rms_norm_eps: f64,
     #[serde(default = "default_rope_theta")]
     rope_theta: f64,
     #[serde(default)]
-    tie_word_embeddings: bool,
+    pub(crate) tie_word_embeddings: bool,
     #[serde(default)]
     use_sliding_window: bool,
 }
 
 impl Config {
-    fn parse(section: &Section) -> Result<Self> {
+    /// Reads and checks the decoder's part of a config.
+    pub(crate) fn parse(section: &Section) -> Result<Self> {
         let config: Self = section.parse()?;
         if let Some(act) = section.string("hidden_act")? {
             require(section, act == "silu", "hidden_act", act, "silu")?;
@@ -56,15 +57,16 @@ impl Config {
     fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
     }
+
+    pub(crate) fn kv_shape(&self) -> KvShape {
+        KvShape { layers: self.num_hidden_layers, kv_heads: self.num_key_value_heads, head_dim: self.head_dim() }
+    }
 }
 
 /// A Qwen2 decoder with its output layer.
 pub(crate) struct Qwen2<B: Backend> {
-    embed_tokens: Embedding<B>,
-    layers: Vec<DecoderLayer<B>>,
-    norm: RmsNorm<B>,
+    decoder: Decoder<B>,
     lm_head: Linear<B>,
-    rope: Rope,
     config: Config,
 }
 
@@ -73,32 +75,16 @@ impl<B: Backend> Qwen2<B> {
     pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
         let config = Config::parse(config.root())?;
         let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
-        let w = weights.at("model");
-        let layer = |layer_idx| DecoderLayer::load(&w.at(&format!("layers.{layer_idx}")), &config);
-        let embed_tokens = w.embedding("embed_tokens", config.vocab_size, config.hidden_size)?;
-        let lm_head = if config.tie_word_embeddings {
-            embed_tokens.as_linear()
-        } else {
-            weights.output("lm_head", config.hidden_size, config.vocab_size)?
-        };
-        let model = Self {
-            embed_tokens,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
-            norm: w.rms_norm("norm", config.hidden_size, config.rms_norm_eps)?,
-            lm_head,
-            rope: Rope::new(config.head_dim(), config.rope_theta, None),
-            config,
-        };
+        let decoder = Decoder::load(&weights.at("model"), &config)?;
+        let lm_head = decoder.lm_head(&weights, &config)?;
         weights.finish()?;
-        Ok(model)
+        Ok(Self { decoder, lm_head, config })
     }
 }
 
 impl<B: Backend> Model<B> for Qwen2<B> {
     fn kv_shape(&self) -> KvShape {
-        let config = &self.config;
-        let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim());
-        KvShape { layers: config.num_hidden_layers, kv_heads, head_dim }
+        self.config.kv_shape()
     }
 
     fn max_positions(&self) -> usize {
@@ -110,10 +96,47 @@ impl<B: Backend> Model<B> for Qwen2<B> {
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.embed_tokens.forward(ids)
+        self.decoder.embed_tokens.forward(ids)
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
+        self.decoder.forward(x, step, kv)
+    }
+
+    fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
+        self.lm_head.forward(hidden)
+    }
+}
+
+/// Everything but the output layer: what vision-language models embed as their `language_model`.
+pub(crate) struct Decoder<B: Backend> {
+    pub(crate) embed_tokens: Embedding<B>,
+    layers: Vec<DecoderLayer<B>>,
+    norm: RmsNorm<B>,
+    rope: Rope,
+}
+
+impl<B: Backend> Decoder<B> {
+    pub(crate) fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
+        let layer = |layer_idx| DecoderLayer::load(&w.at(&format!("layers.{layer_idx}")), cfg);
+        Ok(Self {
+            embed_tokens: w.embedding("embed_tokens", cfg.vocab_size, cfg.hidden_size)?,
+            layers: (0..cfg.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            norm: w.rms_norm("norm", cfg.hidden_size, cfg.rms_norm_eps)?,
+            rope: Rope::new(cfg.head_dim(), cfg.rope_theta, None),
+        })
+    }
+
+    /// The output layer: a weight of its own, or the embedding table once more.
+    pub(crate) fn lm_head(&self, w: &Weights<B>, cfg: &Config) -> Result<Linear<B>> {
+        if cfg.tie_word_embeddings {
+            return Ok(self.embed_tokens.as_linear());
+        }
+        Ok(w.output("lm_head", cfg.hidden_size, cfg.vocab_size)?)
+    }
+
+    /// `x` [R, hidden] -> [R, hidden], normalised.
+    pub(crate) fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
         let rope = self.rope.rows(x.backend(), step.positions());
         let mut x = x.clone();
         for (layer_idx, layer) in self.layers.iter().enumerate() {
@@ -123,10 +146,6 @@ impl<B: Backend> Model<B> for Qwen2<B> {
             x = layer.forward(&x, &rope, step, kv.layer(layer_idx));
         }
         self.norm.forward(&x)
-    }
-
-    fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
     }
 }
 
