@@ -145,6 +145,10 @@ impl Backend for CpuBackend {
         self.attend_entries(q, k, v, dims, mask, scale)
     }
 
+    fn kv_precision(&self) -> &'static str {
+        self.shared.kv.name()
+    }
+
     fn kv_bytes_per_token(&self, kv_heads: usize, head_dim: usize) -> usize {
         self.kv_layout(kv_heads, head_dim).bytes_per_token()
     }

@@ -128,6 +128,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
         scale: f32,
     ) -> Self::Buffer;
 
+    /// How keys and values are kept, for people: `f32`, `bf16` or `q8`.
+    fn kv_precision(&self) -> &'static str {
+        "f32"
+    }
+
     /// Bytes that the keys and values of one token take in one layer.
     fn kv_bytes_per_token(&self, kv_heads: usize, head_dim: usize) -> usize;
 

@@ -34,6 +34,8 @@ pub struct ModelInfo {
     pub sees_images: bool,
     /// Bytes of keys and values per token of a sequence.
     pub kv_bytes_per_token: usize,
+    /// How they are kept: `f32`, `bf16` or `q8`.
+    pub kv_precision: String,
     /// What `generation_config.json` recommends; see [`crate::GenerateOptions::with_defaults_of`].
     pub generation_defaults: GenerationDefaults,
 }
@@ -61,7 +63,7 @@ impl ModelInfo {
             threads: Some(1),
             isa: options.isa.clone(),
             arithmetic: arithmetic(&checkpoint, options),
-            kv: None,
+            kv: options.kv_cache,
         })?;
         let source = WeightSource::from(&checkpoint).with_precision(options.precision());
         let plan = Plan::make(&backend, &config, source)?;
@@ -87,6 +89,7 @@ impl ModelInfo {
             context_length: plan.context_length,
             sees_images: architecture.sees_images,
             kv_bytes_per_token: plan.kv_bytes_per_token,
+            kv_precision: plan.kv_precision.to_owned(),
             generation_defaults: generation.defaults.clone(),
         })
     }

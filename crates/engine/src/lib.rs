@@ -57,6 +57,7 @@ pub use error::{Error, Result};
 pub use info::ModelInfo;
 pub use loaded::{LoadProgress, LoadedModel};
 pub use ocelli_backend::{Cancel, Held, Part, Quant, Role, SequenceId};
+pub use ocelli_backend_cpu::KvPrecision;
 pub use options::{EarlyStopping, EngineOptions, GenerateOptions, GenerationDefaults};
 pub use pack_cache::PackCache;
 pub use quantize::{QuantizeReport, QuantizedKind, quantize};

@@ -85,7 +85,7 @@ impl LoadedModel {
             threads: options.threads,
             isa: options.isa.clone(),
             arithmetic: arithmetic(&checkpoint, options),
-            kv: None,
+            kv: options.kv_cache,
         })?;
         let source = WeightSource::from(&checkpoint).with_precision(options.precision()).on_threads(backend.threads());
         let plan = Plan::make(&backend, config, source)?;

@@ -1,6 +1,7 @@
 //! How an engine is set up and how an answer is generated. Every value is checked before any work starts.
 
 use ocelli_backend::{Precision, Quant};
+use ocelli_backend_cpu::KvPrecision;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -24,6 +25,8 @@ pub struct EngineOptions {
     pub quant_vision: Quant,
     /// Weights that share a scale, 32 or 64; `None` chooses by the length of rows.
     pub quant_group: Option<usize>,
+    /// How keys and values are kept; `None` for the precision that attention multiplies in.
+    pub kv_cache: Option<KvPrecision>,
     /// Where packed weights are kept for the next load; `None` keeps none.
     pub pack_cache: Option<PackCache>,
 }
@@ -39,6 +42,7 @@ impl EngineOptions {
             quant: Quant::None,
             quant_vision: Quant::None,
             quant_group: None,
+            kv_cache: None,
             pack_cache: None,
         }
     }

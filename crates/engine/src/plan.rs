@@ -14,6 +14,8 @@ pub(crate) struct Plan {
     pub(crate) held: Vec<Held>,
     /// Bytes of the cache per token.
     pub(crate) kv_bytes_per_token: usize,
+    /// How the cache is kept.
+    pub(crate) kv_precision: &'static str,
     /// Longest sequence in tokens.
     pub(crate) context_length: usize,
 }
@@ -28,7 +30,8 @@ impl Plan {
         let note = |weight| held.borrow_mut().push(weight);
         let model = ocelli_models::load(backend, config, source.with_observer(&note).only_plans())?;
         let (kv_bytes_per_token, context_length) = (model.kv_shape().bytes_per_token(backend), model.max_positions());
-        Ok(Self { held: held.into_inner(), kv_bytes_per_token, context_length })
+        let kv_precision = backend.kv_precision();
+        Ok(Self { held: held.into_inner(), kv_bytes_per_token, kv_precision, context_length })
     }
 
     /// Bytes of all weights in memory.

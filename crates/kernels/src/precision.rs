@@ -22,3 +22,14 @@ pub enum KvPrecision {
     /// Eight bits per element and a scale per token and head: a quarter of the memory.
     Eight,
 }
+
+impl KvPrecision {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "f32",
+            Self::Bfloat16 => "bf16",
+            Self::Eight => "q8",
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use ocelli_engine::{EngineOptions, PackCache, Quant};
+use ocelli_engine::{EngineOptions, KvPrecision, PackCache, Quant};
 
 use super::shared::size;
 
@@ -19,6 +19,10 @@ pub(crate) struct PrecisionArgs {
     /// Hold the vision tower's weights in fewer bits, too
     #[arg(long, value_enum, value_name = "PRECISION", default_value_t, hide_default_value = true)]
     quant_vision: QuantVisionArg,
+
+    /// How keys and values of the conversation are kept; the default is what attention multiplies in
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    kv_cache: Option<KvCacheArg>,
 
     /// Do not keep quantised weights on disk for the next time
     #[arg(long)]
@@ -49,13 +53,25 @@ pub(crate) enum QuantVisionArg {
     Q8,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KvCacheArg {
+    /// As they were computed
+    F32,
+    /// Half the memory
+    Bf16,
+    /// A quarter of the memory, for long conversations
+    Q8,
+}
+
 impl PrecisionArgs {
     /// `options` with what was asked for.
     pub(super) fn apply(&self, options: EngineOptions) -> EngineOptions {
         let folder = if self.no_pack_cache { None } else { pack_folder(|name| std::env::var_os(name)) };
         let max_bytes = self.pack_cache_size.unwrap_or(PackCache::DEFAULT_MAX_BYTES);
         let pack_cache = folder.map(|folder| PackCache { folder, max_bytes });
-        EngineOptions { quant: self.quant.into(), quant_vision: self.quant_vision.into(), pack_cache, ..options }
+        let kv_cache = self.kv_cache.map(KvPrecision::from);
+        let (quant, quant_vision) = (self.quant.into(), self.quant_vision.into());
+        EngineOptions { quant, quant_vision, kv_cache, pack_cache, ..options }
     }
 }
 
@@ -74,6 +90,16 @@ impl From<QuantVisionArg> for Quant {
         match quant {
             QuantVisionArg::None => Self::None,
             QuantVisionArg::Q8 => Self::Q8,
+        }
+    }
+}
+
+impl From<KvCacheArg> for KvPrecision {
+    fn from(precision: KvCacheArg) -> Self {
+        match precision {
+            KvCacheArg::F32 => Self::Float32,
+            KvCacheArg::Bf16 => Self::Bfloat16,
+            KvCacheArg::Q8 => Self::Eight,
         }
     }
 }

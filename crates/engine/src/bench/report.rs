@@ -24,6 +24,8 @@ pub struct Report {
     pub quant: &'static str,
     /// What the vision tower's matrices were made.
     pub quant_vision: &'static str,
+    /// How keys and values are kept.
+    pub kv_cache: String,
     /// Where they are: a mapped file (read when first touched), or memory.
     pub weights_in: &'static str,
     /// Instruction set.
@@ -209,6 +211,7 @@ impl Report {
             dtype: info.dtype.clone(),
             quant: options.engine.quant.name(),
             quant_vision: options.engine.quant_vision.name(),
+            kv_cache: info.kv_precision.clone(),
             weights_in: subject.weights_in,
             isa: subject.isa,
             threads: subject.threads,

@@ -171,7 +171,7 @@ pub(crate) fn backend(options: &EngineOptions) -> Result<CpuBackend> {
         isa: options.isa.clone(),
         // As a checkpoint in bfloat16 would be.
         arithmetic: Arithmetic::Bfloat16,
-        kv: None,
+        kv: options.kv_cache,
     })?)
 }
 

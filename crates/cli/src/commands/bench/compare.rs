@@ -33,6 +33,9 @@ struct Conditions {
     dtype: String,
     quant: String,
     quant_vision: String,
+    /// Reports did not always say so.
+    #[serde(default)]
+    kv_cache: String,
     isa: String,
     threads: usize,
 }
@@ -125,13 +128,14 @@ impl Conditions {
             dtype: report.dtype.clone(),
             quant: report.quant.to_owned(),
             quant_vision: report.quant_vision.to_owned(),
+            kv_cache: report.kv_cache.clone(),
             isa: report.isa.to_owned(),
             threads: report.threads,
         }
     }
 
     /// Everything by name; the first [`WORK`] decide how much there is to do.
-    fn values(&self) -> [(&'static str, String); 13] {
+    fn values(&self) -> [(&'static str, String); 14] {
         [
             ("model_type", self.model_type.clone()),
             ("parameters", self.parameters.to_string()),
@@ -144,6 +148,7 @@ impl Conditions {
             ("dtype", self.dtype.clone()),
             ("quant", self.quant.clone()),
             ("quant_vision", self.quant_vision.clone()),
+            ("kv_cache", self.kv_cache.clone()),
             ("isa", self.isa.clone()),
             ("threads", self.threads.to_string()),
         ]

@@ -30,11 +30,12 @@ fn head(report: &Report) -> Vec<String> {
     ]
 }
 
-/// `bf16`, or what it was made of: `bf16 as q4, vision as q8`.
+/// `bf16`, or what was made of it: `bf16 as q4, vision as q8, cache in bf16`.
 pub(super) fn precision(report: &Report) -> String {
-    let Report { dtype, quant, quant_vision, .. } = report;
+    let Report { dtype, quant, quant_vision, kv_cache, .. } = report;
     let text = if *quant == "none" { dtype.clone() } else { format!("{dtype} as {quant}") };
-    if *quant_vision == "none" { text } else { format!("{text}, vision as {quant_vision}") }
+    let vision = if *quant_vision == "none" { String::new() } else { format!(", vision as {quant_vision}") };
+    format!("{text}{vision}, cache in {kv_cache}")
 }
 
 fn loads(loads: &Loads) -> String {
@@ -182,16 +183,27 @@ pub(super) fn markdown(report: &Report) -> String {
 
 /// One row per figure, with a header.
 pub(super) fn csv(report: &Report) -> String {
-    let mut text = "model,dtype,quant,quant_vision,isa,threads,vision_tokens,prompt_tokens,completion_tokens,runs,\
+    let mut text =
+        "model,dtype,quant,quant_vision,kv_cache,isa,threads,vision_tokens,prompt_tokens,completion_tokens,runs,\
         figure,unit,median,mean,min,max,cv\n"
-        .to_owned();
+            .to_owned();
     // A model's name may be a path with anything in it.
     let model = report.model.replace('"', "\"\"");
-    let Report { dtype, quant, quant_vision, isa, threads, vision_tokens, prompt_tokens, completion_tokens, .. } =
-        report;
+    let Report {
+        dtype,
+        quant,
+        quant_vision,
+        kv_cache,
+        isa,
+        threads,
+        vision_tokens,
+        prompt_tokens,
+        completion_tokens,
+        ..
+    } = report;
     let mut line = |name: &str, unit: &str, values: &str| {
         text.push_str(&format!(
-            "\"{model}\",{dtype},{quant},{quant_vision},{isa},{threads},{vision_tokens},{prompt_tokens},\
+            "\"{model}\",{dtype},{quant},{quant_vision},{kv_cache},{isa},{threads},{vision_tokens},{prompt_tokens},\
              {completion_tokens},{},{name},{unit},{values}\n",
             report.runs.len()
         ));
