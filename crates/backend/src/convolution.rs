@@ -87,6 +87,23 @@ impl<B: Backend> Weights<'_, B> {
         Ok(Convolution { linear: self.linear_of_shape(role, name, &shape)?, windows })
     }
 
+    /// `name.weight` `[out, channels, kernel width]` and `name.bias`: a convolution along the rows of a picture, such as
+    /// over time; `windows` are one row high.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the weight's type.
+    pub fn convolution_along_rows(
+        &self,
+        role: Role,
+        name: &str,
+        channels: usize,
+        out_features: usize,
+        windows: Windows,
+    ) -> Result<Convolution<B>> {
+        let shape = [out_features, channels, windows.kernel[1]];
+        Ok(Convolution { linear: self.linear_of_shape(role, name, &shape)?, windows })
+    }
+
     /// `name.weight` `[out, 1, kernel height, kernel width]` and, unless `has_bias` is false, `name.bias`.
     ///
     /// # Errors

@@ -53,6 +53,18 @@ pub enum Error {
         /// From `config.json`.
         model_type: String,
     },
+    /// A recording was given to a model without ears.
+    #[error("{model_type} models do not take recordings")]
+    NoHearing {
+        /// From `config.json`.
+        model_type: String,
+    },
+    /// A prompt without a picture (or a recording) for a model that has nothing else to start from.
+    #[error("{model_type} models answer only about a picture or a recording")]
+    NothingToLookAt {
+        /// From `config.json`.
+        model_type: String,
+    },
     /// The prompt has another number of image tokens than the pictures have features.
     #[error("the prompt holds {placeholders} image tokens, but the pictures give {features} features")]
     VisionTokenMismatch {

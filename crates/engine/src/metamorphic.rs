@@ -6,7 +6,7 @@
 use std::fmt;
 
 use ocelli_backend::{Cancel, SequenceId};
-use ocelli_processors::{Image, PreparedImage, Prompt};
+use ocelli_processors::{Image, LogMel, PreparedImage};
 use serde::Serialize;
 
 use crate::compare::Difference;
@@ -38,14 +38,22 @@ pub struct Fact {
     pub pass: bool,
 }
 
-/// Checks every promise with one prompt and, if it has pictures, their negatives.
+/// Checks every promise with one prompt and, if it has pictures or a recording (samples at the model's rate), others.
 ///
 /// # Errors
 /// Whatever keeps the model from running the prompt; broken promises are facts of the report instead.
-pub fn check(model: &mut LoadedModel, text: &str, images: &[Image]) -> Result<MetamorphicReport> {
+pub fn check(
+    model: &mut LoadedModel,
+    text: &str,
+    images: &[Image],
+    recording: Option<&[f32]>,
+) -> Result<MetamorphicReport> {
     let prompt = model.processor.raw_prompt(text, images)?;
+    let mel = |samples: &[f32]| model.processor.mel_extractor().map(|extractor| extractor.one_window(samples));
+    let heard = recording.and_then(mel);
+    let shown = Shown { images: &prompt.images, mel: heard.as_ref() };
     let chunk = model.session.prefill_chunk();
-    let mut run = Run::new(model.session.as_mut(), &prompt)?;
+    let mut run = Run::new(model.session.as_mut(), &prompt.ids, shown)?;
     let mut facts = vec![
         run.token_by_token(chunk)?,
         run.batch_equals_alone()?,
@@ -54,10 +62,12 @@ pub fn check(model: &mut LoadedModel, text: &str, images: &[Image]) -> Result<Me
         run.truncated_equals_fresh()?,
         run.nothing_is_left_behind(),
     ];
-    if !images.is_empty() {
+    if !images.is_empty() || heard.is_some() {
         let negatives: Vec<Image> = images.iter().map(negative).collect();
         let negatives = model.processor.raw_prompt(text, &negatives)?.images;
-        facts.extend(run.pictures_decide(&negatives, &prompt.images)?);
+        let backwards: Vec<f32> = recording.unwrap_or_default().iter().rev().copied().collect();
+        let backwards = heard.as_ref().and(mel(&backwards));
+        facts.extend(run.pictures_decide(Shown { images: &negatives, mel: backwards.as_ref() }, shown)?);
     }
     Ok(MetamorphicReport { label: model.info.label.clone(), facts })
 }
@@ -80,6 +90,13 @@ impl fmt::Display for MetamorphicReport {
     }
 }
 
+/// What a prompt is about.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    images: &'a [PreparedImage],
+    mel: Option<&'a LogMel>,
+}
+
 /// One prompt on one session.
 struct Run<'a> {
     session: &'a mut dyn Session,
@@ -91,9 +108,9 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(session: &'a mut dyn Session, prompt: &'a Prompt) -> Result<Self> {
-        let features = encode(session, &prompt.images)?;
-        let mut run = Self { session, ids: &prompt.ids, features, whole: Vec::new(), cancel: Cancel::new() };
+    fn new(session: &'a mut dyn Session, ids: &'a [u32], shown: Shown<'_>) -> Result<Self> {
+        let features = encode(session, shown)?;
+        let mut run = Self { session, ids, features, whole: Vec::new(), cancel: Cancel::new() };
         run.whole = run.alone(run.ids)?;
         Ok(run)
     }
@@ -166,8 +183,8 @@ impl<'a> Run<'a> {
         Fact { name: "ended sequences leave nothing behind", worst_relative: 0.0, pass: self.session.is_empty() }
     }
 
-    /// Other pictures give other logits, and the first ones afterwards the first logits again, to the last bit.
-    fn pictures_decide(&mut self, others: &[PreparedImage], originals: &[PreparedImage]) -> Result<[Fact; 2]> {
+    /// Other pictures (or recordings) give other logits, and the first ones afterwards the first logits again, to the last bit.
+    fn pictures_decide(&mut self, others: Shown<'_>, originals: Shown<'_>) -> Result<[Fact; 2]> {
         self.features = encode(self.session, others)?;
         let other = self.alone(self.ids)?;
         let difference = Difference::between(&other, &self.whole).relative;
@@ -208,8 +225,10 @@ impl<'a> Run<'a> {
     }
 }
 
-fn encode(session: &dyn Session, images: &[PreparedImage]) -> Result<Vec<ImageFeatures>> {
-    images.iter().map(|image| session.encode_image(image, &Cancel::new())).collect()
+fn encode(session: &dyn Session, shown: Shown<'_>) -> Result<Vec<ImageFeatures>> {
+    let cancel = Cancel::new();
+    let images = shown.images.iter().map(|image| session.encode_image(image, &cancel));
+    images.chain(shown.mel.map(|mel| session.encode_audio(mel, &cancel))).collect()
 }
 
 fn same(name: &'static str, ours: &[f32], expected: &[f32]) -> Fact {

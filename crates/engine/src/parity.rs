@@ -1,10 +1,11 @@
 //! Is a model what the reference implementation is? Every stage is compared with tensors that the reference saved.
 //!
 //! A parity folder is a model folder that also holds `reference.json` (`prompt`, run as it is; optionally
-//! `max_new_tokens`), `reference.safetensors` and the prompt's pictures `image0.png`, `image1.png` and so on. Of the
-//! tensors these are compared, where they exist: `in.input_ids`, `in.pixel_values`, `out.image_features` (or one
-//! tensor per picture, `out.image_features.0` …), `out.logits`, `out.greedy_ids`, `out.beam<N>_ids` and
-//! `out.beam<N>_scores`. With a `config.tf5.json` (the spelling of transformers 5) all of it runs once more.
+//! `max_new_tokens`), `reference.safetensors` and the prompt's pictures `image0.png`, `image1.png` and so on, or its
+//! recording as a tensor `in.waveform` of samples. Of the tensors these are compared, where they exist: `in.input_ids`,
+//! `in.pixel_values`, `in.input_features`, `out.image_features` (or one tensor per picture, `out.image_features.0` …),
+//! `out.audio_features` (the first of them), `out.logits`, `out.greedy_ids`, `out.beam<N>_ids` and `out.beam<N>_scores`.
+//! With a `config.tf5.json` (the spelling of transformers 5) all of it runs once more.
 //!
 //! The relative difference of two tensors a (ours) and b (the reference's) is `max |a - b| / max |b|`: one number for
 //! the whole tensor, so that values near zero do not decide.
@@ -28,6 +29,8 @@ use crate::session::{ImageFeatures, LogitRows, Prefill};
 
 /// Pixel values and ids must be equal.
 pub const EXACT: f64 = 0.0;
+/// Tolerance of spectrograms, relative.
+pub const MEL_TOLERANCE: f64 = 1e-4;
 /// Tolerance of image features and logits, relative.
 pub const TENSOR_TOLERANCE: f64 = 2e-4;
 /// Tolerance of beam scores, absolute.
@@ -100,7 +103,7 @@ pub fn check_promises(folder: &Path, options: &EngineOptions) -> Result<Metamorp
     let reference = Reference::read(folder, &files)?;
     let mut model = LoadedModel::load(&files, options)?;
     let images = reference.images(&model.processor)?;
-    metamorphic::check(&mut model, &reference.prompt, &images)
+    metamorphic::check(&mut model, &reference.prompt, &images, reference.recording()?.as_deref())
 }
 
 impl ParityReport {
@@ -167,6 +170,10 @@ impl Reference {
         Ok(decoded.collect::<ocelli_processors::Result<_>>()?)
     }
 
+    fn recording(&self) -> Result<Option<Vec<f32>>> {
+        Ok(self.tensors.tensor("in.waveform").map(|samples| samples.to_f32()).transpose()?)
+    }
+
     /// The new tokens of `name`; the reference may have saved the prompt with them.
     fn new_ids(&self, name: &str, prompt: &[u32]) -> Result<Option<Vec<u32>>> {
         let Some(tensor) = self.tensors.tensor(name) else { return Ok(None) };
@@ -207,7 +214,8 @@ struct Run<'a> {
 impl Run<'_> {
     fn compare(&mut self) -> Result<()> {
         let prompt = self.compare_prompt()?;
-        let features = self.compare_features(&prompt)?;
+        let mut features = self.compare_features(&prompt)?;
+        features.extend(self.compare_recording()?);
         self.compare_logits(&prompt, &features)?;
         let max_tokens = Some(self.reference.limit(&prompt.ids)?);
         let greedy = GenerateOptions { max_tokens, ..GenerateOptions::greedy() };
@@ -255,6 +263,23 @@ impl Run<'_> {
             rest = after;
         }
         Ok(features)
+    }
+
+    /// The spectrogram of the reference's recording and its features, if there is one.
+    fn compare_recording(&mut self) -> Result<Vec<ImageFeatures>> {
+        let (recording, extractor) = (self.reference.recording()?, self.model.processor.mel_extractor());
+        let Some((recording, extractor)) = recording.zip(extractor) else { return Ok(Vec::new()) };
+        let mel = extractor.one_window(&recording);
+        if let Some(expected) = self.reference.tensors.tensor("in.input_features") {
+            self.rows.push(self.row("in.input_features", &mel.values, &expected.to_f32()?, MEL_TOLERANCE));
+        }
+        let features = self.model.session.encode_audio(&mel, &Cancel::new())?;
+        if let Some(expected) = self.reference.tensors.tensor("out.audio_features") {
+            let (ours, expected) = (self.model.session.read_features(&features), expected.to_f32()?);
+            let first = &ours[..expected.len().min(ours.len())];
+            self.rows.push(self.row("out.audio_features", first, &expected, TENSOR_TOLERANCE));
+        }
+        Ok(vec![features])
     }
 
     /// The reference may have saved the last rows only.

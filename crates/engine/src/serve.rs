@@ -249,6 +249,9 @@ mod tests {
         fn encode_image(&self, image: &PreparedImage, cancel: &Cancel) -> Result<ImageFeatures> {
             self.inner.encode_image(image, cancel)
         }
+        fn encode_audio(&self, mel: &ocelli_processors::LogMel, cancel: &Cancel) -> Result<ImageFeatures> {
+            self.inner.encode_audio(mel, cancel)
+        }
         fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
             self.inner.read_features(features)
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ocelli_backend::{Backend, Cancel, KvCache, SequenceId, Tensor};
 use ocelli_models::{ImageInput, Model, PixelValues};
-use ocelli_processors::PreparedImage;
+use ocelli_processors::{LogMel, PreparedImage};
 
 use crate::error::{Error, Result};
 
@@ -41,6 +41,12 @@ pub trait Session: Send {
     /// [`Error::NoVision`] for a text model; [`Error::Cancelled`].
     fn encode_image(&self, image: &PreparedImage, cancel: &Cancel) -> Result<ImageFeatures>;
 
+    /// Runs the encoder over the spectrogram of a recording; the features are given to a prompt as those of pictures.
+    ///
+    /// # Errors
+    /// [`Error::NoHearing`] for a model that takes no recordings; [`Error::Cancelled`].
+    fn encode_audio(&self, mel: &LogMel, cancel: &Cancel) -> Result<ImageFeatures>;
+
     /// The values of image features, `[vision tokens, hidden]`.
     fn read_features(&self, features: &ImageFeatures) -> Vec<f32>;
 
@@ -65,7 +71,8 @@ pub trait Session: Send {
     /// Appends a part of a prompt to a sequence, in chunks; returns logits, `[rows, V]`.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::TokenOutOfRange`], [`Error::VisionTokenMismatch`], [`Error::PromptTooLong`]
+    /// [`Error::EmptyPrompt`], [`Error::TokenOutOfRange`], [`Error::VisionTokenMismatch`],
+    /// [`Error::NothingToLookAt`], [`Error::PromptTooLong`]
     /// before anything is computed; [`Error::Cancelled`] between two layers. The sequence is then to be ended.
     fn prefill(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<Vec<f32>>;
 
@@ -153,7 +160,11 @@ impl<B: Backend> ModelSession<B> {
                 return Err(Error::VisionTokenMismatch { placeholders, features });
             }
         }
-        let prompt_tokens = self.cache.len(sequence) + prompt.ids.len();
+        let past = self.cache.len(sequence);
+        if self.model.image_input() == ImageInput::Context && past == 0 && prompt.images.is_empty() {
+            return Err(Error::NothingToLookAt { model_type: self.model_type.clone() });
+        }
+        let prompt_tokens = past + prompt.ids.len();
         if prompt_tokens > self.context_length() {
             return Err(Error::PromptTooLong { prompt_tokens, context_length: self.context_length() });
         }
@@ -219,6 +230,15 @@ impl<B: Backend> ModelSession<B> {
         (start + self.chunk.max(prefix)).min(ids.len())
     }
 
+    fn encode(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Result<ImageFeatures> {
+        let _step = self.backend.begin_step();
+        let features = self.model.encode_image(pixel_values, cancel);
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        Ok(ImageFeatures::new(features.rows(), pixel_values.grid, features))
+    }
+
     fn tensor<'a>(&self, features: &'a ImageFeatures) -> &'a Tensor<B> {
         features.tensor.downcast_ref().expect("image features stay with the backend that made them")
     }
@@ -260,17 +280,19 @@ impl<B: Backend> Session for ModelSession<B> {
     }
 
     fn encode_image(&self, image: &PreparedImage, cancel: &Cancel) -> Result<ImageFeatures> {
-        if self.model.image_input() == ImageInput::None {
+        if self.model.image_input() == ImageInput::None || self.model.hears() {
             return Err(Error::NoVision { model_type: self.model_type.clone() });
         }
         let &PreparedImage { ref pixel_values, shape, grid, ref text_ids, .. } = image;
-        let pixel_values = PixelValues { values: pixel_values, shape, grid, text_ids };
-        let _step = self.backend.begin_step();
-        let features = self.model.encode_image(pixel_values, cancel);
-        if cancel.is_cancelled() {
-            return Err(Error::Cancelled);
+        self.encode(PixelValues { values: pixel_values, shape, grid, text_ids }, cancel)
+    }
+
+    fn encode_audio(&self, mel: &LogMel, cancel: &Cancel) -> Result<ImageFeatures> {
+        if !self.model.hears() {
+            return Err(Error::NoHearing { model_type: self.model_type.clone() });
         }
-        Ok(ImageFeatures::new(features.rows(), grid, features))
+        let &LogMel { ref values, mels, frames } = mel;
+        self.encode(PixelValues { values, shape: [1, 1, mels, frames], grid: [1, 1, frames], text_ids: &[] }, cancel)
     }
 
     fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
@@ -369,6 +391,19 @@ mod tests {
         let error = session("llama3").encode_image(&image, &Cancel::new()).err().unwrap();
         assert_eq!(error.to_string(), "llama models do not take pictures");
         assert!(error.hint().unwrap().contains("vision-language"));
+    }
+
+    #[test]
+    fn models_take_what_they_have_senses_for() {
+        let mel = LogMel { values: vec![0.0; 80 * 20], mels: 80, frames: 20 };
+        let error = session("llama3").encode_audio(&mel, &Cancel::new()).err().unwrap();
+        assert_eq!(error.to_string(), "llama models do not take recordings");
+        let mut whisper = session("whisper");
+        assert_eq!(whisper.encode_audio(&mel, &Cancel::new()).unwrap().tokens(), 10);
+        let sequence = whisper.start();
+        let prefill = Prefill { ids: &[5], images: &[], rows: LogitRows::Last, cancel: &Cancel::new() };
+        let error = whisper.prefill(sequence, prefill).unwrap_err();
+        assert_eq!(error.to_string(), "whisper models answer only about a picture or a recording");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod qwen2;
 mod registry;
 mod siglip;
 mod vit;
+mod whisper;
 
 use ocelli_backend::{Backend, Cancel, Context, KvCache, KvShape, Step, Tensor};
 
@@ -46,6 +47,12 @@ pub trait Model<B: Backend>: Send + Sync {
     fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
         let _ = cancel;
         panic!("a text model was given a picture of {:?}", pixel_values.shape)
+    }
+
+    /// Whether it hears: [`Model::encode_image`] then takes the spectrogram of a recording for a picture, as
+    /// `[1, 1, bands, frames]`.
+    fn hears(&self) -> bool {
+        false
     }
 
     /// Embeddings `[R, hidden]` with the image features of the named rows in place: `[R, width]`, where `width` is more
@@ -107,7 +114,7 @@ impl ImageInput {
 pub struct PixelValues<'a> {
     /// Normalised values, row-major.
     pub values: &'a [f32],
-    /// `[N, 3, height, width]`, or `[1, 1, patches, values of a patch]`.
+    /// `[N, 3, height, width]`, or `[1, 1, patches, values of a patch]`, `[1, 1, bands, frames]`.
     pub shape: [usize; 4],
     /// Frames, rows and columns: of tiles or of patches, as the family's processor has it.
     pub grid: [usize; 3],

@@ -9,6 +9,7 @@ use crate::idefics3::Idefics3;
 use crate::llama::Llama;
 use crate::llava::Llava;
 use crate::qwen2::Qwen2;
+use crate::whisper::Whisper;
 
 /// What is known of a family before any weights are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,7 @@ families! {
     "llava", "LLaVA 1.5", sees_images: true, Llava;
     "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, Qwen2;
     "smolvlm", "SmolVLM2", sees_images: true, Idefics3;
+    "whisper", "Whisper", sees_images: false, Whisper;
 }
 
 /// Looks a family up by its `model_type`.

@@ -86,6 +86,36 @@ fn logits_equal_the_reference() {
     }
 }
 
+/// Spectrogram -> features -> logits at once and token by token.
+#[test]
+fn speech_equals_the_reference() {
+    let Fixture { model, reference } = Fixture::open("whisper");
+    let tensor = |name: &str| reference.tensor(name).unwrap();
+    let mel = tensor("in.input_features");
+    let shape = [1, 1, mel.shape()[1], mel.shape()[2]];
+    let pixel_values = PixelValues { values: &mel.to_f32().unwrap(), shape, grid: [1; 3], text_ids: &[] };
+    let features = model.encode_image(pixel_values, &Cancel::new());
+    let expected = tensor("out.audio_features").to_f32().unwrap();
+    let worst = difference(&features.to_vec()[..expected.len()], &expected);
+    assert!(worst < 2e-5, "features differ by {worst}");
+
+    let ids: Vec<u32> = tensor("in.input_ids").to_i64().unwrap().into_iter().map(|id| id as u32).collect();
+    let mut kv = KvCache::new(&ReferenceBackend, model.kv_shape());
+    for steps in [vec![ids.len()], vec![1; ids.len()]] {
+        let sequence = kv.start();
+        let (context, ids) = model.context(&ids, &[&features]);
+        kv.set_context(sequence, context);
+        let (mut logits, mut rest) = (Vec::new(), &ids[..]);
+        for rows in steps {
+            let step = kv.step(&[(sequence, rows)]);
+            logits.extend(model.logits(&model.forward(&model.embed(&rest[..rows]), &step, &mut kv)).to_vec());
+            rest = &rest[rows..];
+        }
+        let worst = difference(&logits, &tensor("out.logits").to_f32().unwrap());
+        assert!(worst < 2e-5, "logits differ by {worst}");
+    }
+}
+
 /// Checkpoints that MLX quantised, against the logits that MLX computed from them.
 #[test]
 fn codes_give_the_logits_of_mlx() {

@@ -5,6 +5,7 @@ mod idefics3;
 
 use ocelli_formats::{Config, ModelFiles};
 
+use crate::audio::MelExtractor;
 use crate::image::{Detail, Image, PreparedImage};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
@@ -97,7 +98,18 @@ impl Model<'_> {
     }
 }
 
+/// What turns recordings into spectrograms; `None` for families that hear nothing.
+///
+/// # Errors
+/// [`Error::Value`], [`Error::Files`].
+pub fn mel_extractor(files: &ModelFiles, config: &Config) -> Result<Option<MelExtractor>> {
+    HEARING.contains(&config.model_type()).then(|| MelExtractor::load(files)).transpose()
+}
+
 type Constructor = fn(&Model<'_>) -> Result<Box<dyn ImageProcessor>>;
 
 const FAMILIES: &[(&str, Constructor)] =
     &[("idefics3", idefics3::load), ("llava", clip::load), ("smolvlm", idefics3::load)];
+
+/// Families that take recordings.
+const HEARING: &[&str] = &["whisper"];

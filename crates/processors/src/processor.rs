@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use ocelli_formats::{Config, ModelFiles};
 
-use crate::families::{ImageProcessor, Model, of_model};
+use crate::audio::MelExtractor;
+use crate::families::{ImageProcessor, Model, mel_extractor, of_model};
 use crate::image::{Detail, Image, ImageLimits, PreparedImage, decode_image};
 use crate::text::{ChatOptions, ChatTemplate, Content, ContentForm, Guard, Message, Tokenizer};
 use crate::{Error, Result};
@@ -16,6 +17,7 @@ pub struct Processor {
     tokenizer: Tokenizer,
     template: Option<(ChatTemplate, ContentForm)>,
     images: Option<Box<dyn ImageProcessor>>,
+    mel: Option<MelExtractor>,
     limits: ImageLimits,
 }
 
@@ -49,7 +51,8 @@ impl Processor {
             (template, form)
         });
         let (label, model_type) = (files.label().to_string(), config.model_type().to_string());
-        Ok(Self { label, model_type, tokenizer, template, images, limits: ImageLimits::default() })
+        let mel = mel_extractor(files, config)?;
+        Ok(Self { label, model_type, tokenizer, template, images, mel, limits: ImageLimits::default() })
     }
 
     /// The model's tokenizer.
@@ -75,6 +78,11 @@ impl Processor {
     /// The image processor alone.
     pub fn into_image_processor(self) -> Option<Box<dyn ImageProcessor>> {
         self.images
+    }
+
+    /// What turns recordings into spectrograms, if the model hears.
+    pub fn mel_extractor(&self) -> Option<&MelExtractor> {
+        self.mel.as_ref()
     }
 
     /// What a picture may cost at most in [`Processor::decode_image`].
