@@ -64,7 +64,7 @@ fn rows_to_paste() {
     let ran = short(&scratch, &["--no-image", "--csv"]);
     let lines: Vec<&str> = ran.ok().lines().collect();
     assert!(lines[0].starts_with("model,dtype,quant,quant_vision,kv_cache,isa,threads,"), "{ran:?}");
-    assert!(lines.iter().all(|line| line.split(',').count() == 17), "{ran:?}");
+    assert!(lines.iter().all(|line| line.split(',').count() == 18), "{ran:?}");
     for figure in ["prefill_ms", "ttft_ms", "tokens_per_second", "load_ms", "warm_ready_ms", "decode_share"] {
         assert_eq!(lines.iter().filter(|line| line.contains(&format!(",{figure},"))).count(), 1, "{figure} in {ran:?}");
     }
