@@ -84,7 +84,7 @@ impl<B: Backend> Weights<'_, B> {
         windows: Windows,
     ) -> Result<Convolution<B>> {
         let shape = [out_features, channels, windows.kernel[0], windows.kernel[1]];
-        Ok(Convolution { linear: self.linear_of_shape(role, name, &shape)?, windows })
+        Ok(Convolution { linear: self.linear_of_shape(role, name, &shape, true)?, windows })
     }
 
     /// `name.weight` `[out, channels, kernel width]` and `name.bias`: a convolution along the rows of a picture, such as

@@ -124,7 +124,7 @@ impl<'a, B: Backend> Weights<'a, B> {
     /// # Errors
     /// When the backend cannot hold the weight's type.
     pub fn patch_embedding(&self, name: &str, channels: usize, patch: usize, out_features: usize) -> Result<Linear<B>> {
-        self.linear_of_shape(Role::Patches, name, &[out_features, channels, patch, patch])
+        self.linear_of_shape(Role::Patches, name, &[out_features, channels, patch, patch], true)
     }
 
     /// As [`Self::patch_embedding`], without a bias.
@@ -138,17 +138,31 @@ impl<'a, B: Backend> Weights<'a, B> {
         patch: usize,
         out_features: usize,
     ) -> Result<Linear<B>> {
-        let weight =
-            Arc::new(self.at(name).matrix(Role::Patches, "weight", &[out_features, channels, patch, patch])?);
-        Ok(Linear { weight, bias: None, out_features, in_features: channels * patch * patch })
+        self.linear_of_shape(Role::Patches, name, &[out_features, channels, patch, patch], false)
     }
 
-    /// `name.weight` of a shape whose last dimensions are read as one, and `name.bias`.
-    pub(crate) fn linear_of_shape(&self, role: Role, name: &str, shape: &[usize]) -> Result<Linear<B>> {
+    /// A convolution over frames whose stride is its size, `name.weight` `[out, channels, frames, height, width]` and, if
+    /// it has one, `name.bias`, as a linear layer over patches `[channels, frames, height, width]`.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the weight's type.
+    pub fn frames_embedding(
+        &self,
+        name: &str,
+        channels: usize,
+        [frames, height, width]: [usize; 3],
+        out_features: usize,
+        has_bias: bool,
+    ) -> Result<Linear<B>> {
+        self.linear_of_shape(Role::Patches, name, &[out_features, channels, frames, height, width], has_bias)
+    }
+
+    /// `name.weight` of a shape whose last dimensions are read as one, and `name.bias` if it has one.
+    pub(crate) fn linear_of_shape(&self, role: Role, name: &str, shape: &[usize], has_bias: bool) -> Result<Linear<B>> {
         let weights = self.at(name);
         let (out_features, in_features) = (shape[0], shape[1..].iter().product());
         let weight = Arc::new(weights.matrix(role, "weight", shape)?);
-        let bias = Some(weights.values("bias", &[out_features])?);
+        let bias = if has_bias { Some(weights.values("bias", &[out_features])?) } else { None };
         Ok(Linear { weight, bias, out_features, in_features })
     }
 

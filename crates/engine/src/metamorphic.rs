@@ -69,6 +69,10 @@ pub fn check(
         let backwards = heard.as_ref().and(mel(&backwards));
         facts.extend(run.pictures_decide(Shown { images: &negatives, mel: backwards.as_ref() }, shown)?);
     }
+    if images.len() > 1 {
+        let reversed: Vec<Image> = images.iter().rev().cloned().collect();
+        facts.push(run.order_decides(&model.processor.raw_prompt(text, &reversed)?)?);
+    }
     Ok(MetamorphicReport { label: model.info.label.clone(), facts })
 }
 
@@ -195,6 +199,17 @@ impl<'a> Run<'a> {
         let difference = Difference::between(&again, &self.whole).relative;
         let name = "the first picture gives the first logits again";
         Ok([differs, Fact { name, worst_relative: difference, pass: again == self.whole }])
+    }
+
+    /// The same pictures in another order give other logits at the end of the prompt.
+    fn order_decides(&mut self, reversed: &Prompt) -> Result<Fact> {
+        let features = encode(self.session, &reversed.images)?;
+        let originals = std::mem::replace(&mut self.features, features);
+        let other = self.alone(&reversed.ids);
+        self.features = originals;
+        let last = |logits: &[f32]| logits[logits.len() - self.session.vocab_size()..].to_vec();
+        let difference = Difference::between(&last(&other?), &last(&self.whole)).relative;
+        Ok(Fact { name: "the order of pictures matters", worst_relative: difference, pass: difference > TOLERANCE })
     }
 
     /// Where a prompt may be cut: behind its last picture, and not at its ends.

@@ -10,8 +10,9 @@ fn every_family_keeps_its_promises() {
         let report = parity::check_promises(folder, &EngineOptions::new());
         let report = report.unwrap_or_else(|error| panic!("{family}: {error}"));
         assert!(report.passed(), "{report}");
-        let shown = folder.join("image0.png").exists() || folder.join("preprocessor_config.json").exists();
-        let expected = if shown { 8 } else { 6 };
+        let has = |file: &str| folder.join(file).exists();
+        let shown = has("image0.png") || has("preprocessor_config.json");
+        let expected = 6 + if shown { 2 } else { 0 } + usize::from(has("image1.png"));
         assert_eq!(report.facts.len(), expected, "{report}");
     });
 }

@@ -1,8 +1,9 @@
 //! Qwen2 text decoder (transformers `modeling_qwen2.py`): Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen.
 //! R rows, H query heads, K key/value heads, D head size.
 //!
-//! Llama with biases on q, k and v; also the text half of vision-language models. Surprises: `tie_word_embeddings` differs between sizes of one series, and
-//! `use_sliding_window` is false in every published checkpoint although `sliding_window` is set.
+//! Llama with biases on q, k and v; also the text half of vision-language models. Surprises: `tie_word_embeddings`
+//! differs between sizes of one series, and `use_sliding_window` is false in every published checkpoint although
+//! `sliding_window` is set.
 
 use ocelli_backend::{
     Backend, Embedding, KvCache, KvShape, LayerKv, Linear, Renamed, RmsNorm, Rope, RopeRows, Step, SwiGlu, Tensor,
@@ -29,7 +30,7 @@ pub(crate) struct Config {
     #[serde(default = "default_rms_norm_eps")]
     rms_norm_eps: f64,
     #[serde(default = "default_rope_theta")]
-    rope_theta: f64,
+    pub(crate) rope_theta: f64,
     #[serde(default)]
     pub(crate) tie_word_embeddings: bool,
     #[serde(default)]
@@ -39,13 +40,18 @@ pub(crate) struct Config {
 impl Config {
     /// Reads and checks the decoder's part of a config.
     pub(crate) fn parse(section: &Section) -> Result<Self> {
+        let scaling = section.get("rope_scaling");
+        require(section, scaling.is_none(), "rope_scaling", scaling.unwrap_or_default(), "null")?;
+        Self::parse_besides_rope(section)
+    }
+
+    /// As [`Self::parse`], for families that rotate in their own way.
+    pub(crate) fn parse_besides_rope(section: &Section) -> Result<Self> {
         let config: Self = section.parse()?;
         if let Some(act) = section.string("hidden_act")? {
             require(section, act == "silu", "hidden_act", act, "silu")?;
         }
         require(section, !config.use_sliding_window, "use_sliding_window", true, "false")?;
-        let scaling = section.get("rope_scaling");
-        require(section, scaling.is_none(), "rope_scaling", scaling.unwrap_or_default(), "null")?;
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let divides = kv_heads > 0 && heads.is_multiple_of(kv_heads);
         require(section, divides, "num_key_value_heads", kv_heads, "a divisor of num_attention_heads")?;
@@ -54,7 +60,7 @@ impl Config {
         Ok(config)
     }
 
-    fn head_dim(&self) -> usize {
+    pub(crate) fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
     }
 
@@ -137,13 +143,23 @@ impl<B: Backend> Decoder<B> {
 
     /// `x` [R, hidden] -> [R, hidden], normalised.
     pub(crate) fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
-        let rope = self.rope.rows(x.backend(), step.positions());
+        self.forward_rotated(x, &self.rope.rows(x.backend(), step.positions()), step, kv)
+    }
+
+    /// As [`Self::forward`], with the angles of the step's rows.
+    pub(crate) fn forward_rotated(
+        &self,
+        x: &Tensor<B>,
+        rope: &RopeRows<B>,
+        step: &Step,
+        kv: &mut KvCache<B>,
+    ) -> Tensor<B> {
         let mut x = x.clone();
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             if step.is_cancelled() {
                 break;
             }
-            x = layer.forward(&x, &rope, step, kv.layer(layer_idx));
+            x = layer.forward(&x, rope, step, kv.layer(layer_idx));
         }
         self.norm.forward(&x)
     }

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::idefics3::Idefics3;
 use crate::llama::Llama;
 use crate::llava::Llava;
+use crate::qwen_vl::{Qwen2Vl, Qwen25Vl};
 use crate::qwen2::Qwen2;
 use crate::whisper::Whisper;
 
@@ -51,6 +52,8 @@ families! {
     "llama", "Llama 2, 3.x", sees_images: false, Llama;
     "llava", "LLaVA 1.5", sees_images: true, Llava;
     "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, Qwen2;
+    "qwen2_5_vl", "Qwen2.5-VL", sees_images: true, Qwen25Vl;
+    "qwen2_vl", "Qwen2-VL", sees_images: true, Qwen2Vl;
     "smolvlm", "SmolVLM2", sees_images: true, Idefics3;
     "whisper", "Whisper", sees_images: false, Whisper;
 }

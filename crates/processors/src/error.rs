@@ -59,6 +59,16 @@ pub enum Error {
         /// Its height.
         height: usize,
     },
+    /// A picture so long and narrow that its model was never shown one like it.
+    #[error("the image is {width}x{height} pixels: one side is more than {limit} times the other")]
+    TooNarrow {
+        /// Its width.
+        width: usize,
+        /// Its height.
+        height: usize,
+        /// Longest side over shortest side.
+        limit: usize,
+    },
     /// A picture whose file ends before its content does.
     #[error("the {format} image is truncated: {message}")]
     TruncatedImage {

@@ -2,6 +2,7 @@
 
 mod clip;
 mod idefics3;
+mod qwen2_vl;
 
 use ocelli_formats::{Config, ModelFiles};
 
@@ -108,8 +109,13 @@ pub fn mel_extractor(files: &ModelFiles, config: &Config) -> Result<Option<MelEx
 
 type Constructor = fn(&Model<'_>) -> Result<Box<dyn ImageProcessor>>;
 
-const FAMILIES: &[(&str, Constructor)] =
-    &[("idefics3", idefics3::load), ("llava", clip::load), ("smolvlm", idefics3::load)];
+const FAMILIES: &[(&str, Constructor)] = &[
+    ("idefics3", idefics3::load),
+    ("llava", clip::load),
+    ("qwen2_5_vl", qwen2_vl::load),
+    ("qwen2_vl", qwen2_vl::load),
+    ("smolvlm", idefics3::load),
+];
 
 /// Families that take recordings.
 const HEARING: &[&str] = &["whisper"];
