@@ -101,7 +101,7 @@ impl<B: Backend> Weights<'_, B> {
         windows: Windows,
     ) -> Result<Convolution<B>> {
         let shape = [out_features, channels, windows.kernel[1]];
-        Ok(Convolution { linear: self.linear_of_shape(role, name, &shape)?, windows })
+        Ok(Convolution { linear: self.linear_of_shape(role, name, &shape, true)?, windows })
     }
 
     /// `name.weight` `[out, 1, kernel height, kernel width]` and, unless `has_bias` is false, `name.bias`.

@@ -71,7 +71,8 @@ pub fn check(
     }
     if images.len() > 1 {
         let reversed: Vec<Image> = images.iter().rev().cloned().collect();
-        facts.push(run.order_decides(&model.processor.raw_prompt(text, &reversed)?)?);
+        let reversed = model.processor.raw_prompt(text, &reversed)?;
+        facts.push(run.order_decides(&reversed.ids, Shown { images: &reversed.images, mel: None })?);
     }
     Ok(MetamorphicReport { label: model.info.label.clone(), facts })
 }
@@ -202,10 +203,10 @@ impl<'a> Run<'a> {
     }
 
     /// The same pictures in another order give other logits at the end of the prompt.
-    fn order_decides(&mut self, reversed: &Prompt) -> Result<Fact> {
-        let features = encode(self.session, &reversed.images)?;
+    fn order_decides(&mut self, ids: &[u32], reversed: Shown<'_>) -> Result<Fact> {
+        let features = encode(self.session, reversed)?;
         let originals = std::mem::replace(&mut self.features, features);
-        let other = self.alone(&reversed.ids);
+        let other = self.alone(ids);
         self.features = originals;
         let last = |logits: &[f32]| logits[logits.len() - self.session.vocab_size()..].to_vec();
         let difference = Difference::between(&last(&other?), &last(&self.whole)).relative;
