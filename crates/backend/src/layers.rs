@@ -103,6 +103,11 @@ pub struct RmsNorm<B: Backend> {
 }
 
 impl<B: Backend> RmsNorm<B> {
+    /// Elements that are normalised together.
+    pub fn width(&self) -> usize {
+        self.weight.width()
+    }
+
     /// `[…, width]` -> the same shape.
     #[track_caller]
     pub fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
@@ -135,11 +140,21 @@ pub struct SwiGlu<B: Backend> {
 }
 
 impl<B: Backend> SwiGlu<B> {
+    /// `[…, hidden]` -> the same shape.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
+        self.down.forward(&self.gated(x))
+    }
+
     /// `[…, hidden]` -> the same shape, `residual` added.
     #[track_caller]
     pub fn forward_add(&self, x: &Tensor<B>, residual: &Tensor<B>) -> Tensor<B> {
+        self.down.forward_add(&self.gated(x), residual)
+    }
+
+    #[track_caller]
+    fn gated(&self, x: &Tensor<B>) -> Tensor<B> {
         self.gate.check(x);
-        let hidden = x.backend().swiglu(x.buffer(), x.rows(), &self.gate.weight, &self.up.weight);
-        self.down.forward_add(&self.gate.wrap(x, hidden), residual)
+        self.gate.wrap(x, x.backend().swiglu(x.buffer(), x.rows(), &self.gate.weight, &self.up.weight))
     }
 }

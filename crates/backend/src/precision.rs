@@ -66,7 +66,7 @@ pub enum Role {
     Output,
     /// The first layer of a vision tower.
     Patches,
-    /// A norm, a bias or positions: always floats.
+    /// A norm, a bias, positions or a router: always floats.
     Values,
 }
 

@@ -6,6 +6,7 @@ use crate::tensor::Tensor;
 /// Rotary position embedding (Su et al. 2021): the angle of each pair of elements per position.
 pub struct Rope {
     inverse_frequencies: Vec<f32>,
+    pairing: RopePairing,
 }
 
 /// How a model stretches its rotary frequencies beyond the context that it was first trained with.
@@ -56,7 +57,14 @@ impl Rope {
     pub fn new(head_dim: usize, theta: f64, scaling: Option<RopeScaling>) -> Self {
         let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
         let scaled = plain.map(|frequency| scaling.map_or(frequency, |scaling| scaling.apply(frequency)));
-        Self { inverse_frequencies: scaled.map(|frequency| frequency as f32).collect() }
+        let inverse_frequencies = scaled.map(|frequency| frequency as f32).collect();
+        Self { inverse_frequencies, pairing: RopePairing::Halves }
+    }
+
+    /// The same frequencies for other pairs of elements than [`RopePairing::Halves`].
+    #[must_use]
+    pub fn with_pairing(self, pairing: RopePairing) -> Self {
+        Self { pairing, ..self }
     }
 
     /// Angles for rows at these positions.
@@ -66,7 +74,7 @@ impl Rope {
             self.inverse_frequencies.iter().map(move |frequency| position as f32 * frequency)
         });
         let angles: Vec<f32> = angles.collect();
-        RopeRows::new(backend, &angles, positions.len(), RopePairing::Halves)
+        RopeRows::new(backend, &angles, positions.len(), self.pairing)
     }
 
     /// How far each pair turns per position, in radians.

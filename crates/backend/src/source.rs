@@ -31,6 +31,8 @@ pub struct Held {
     pub name: String,
     /// The checkpoint's name of it; the model's where there is no checkpoint.
     pub stored: String,
+    /// Its place in the checkpoint's tensor, if that is a stack of several weights.
+    pub stack_idx: Option<usize>,
     /// Its extents.
     pub shape: Vec<usize>,
     /// What it is used for.

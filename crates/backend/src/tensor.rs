@@ -234,7 +234,10 @@ impl<B: Backend> Tensor<B> {
     }
 
     /// The windows of a convolution over `[N, height, width, C]`: `[N × outputs, C × kernel height × kernel width]`.
-    pub(crate) fn unfold_windows(&self, dims: ConvolutionDims) -> Self {
+    #[track_caller]
+    pub fn unfold_windows(&self, dims: ConvolutionDims) -> Self {
+        let expected = dims.batch * dims.height * dims.width * dims.channels;
+        assert_eq!(self.shape.iter().product::<usize>(), expected, "{:?} does not fit {dims:?}", self.shape);
         let [rows, columns] = dims.output();
         let window = dims.channels * dims.kernel[0] * dims.kernel[1];
         let unfolded = self.backend.unfold_windows(&self.buffer, dims);

@@ -6,10 +6,11 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ocelli_formats::{Dtype, GroupedLayout, SharedBytes, StoredTensor, TensorData, WeightData};
+use ocelli_formats::{Checkpoint, Dtype, GroupedLayout, SharedBytes, StoredTensor, TensorData, WeightData};
 
 use crate::error::{Error, Result};
 use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
@@ -23,6 +24,13 @@ use crate::tensor::Tensor;
 pub enum Renamed {
     /// The name that the model's layers use.
     To(String),
+    /// A stack of matrices, each of which has a name of its own: its number stands between these two.
+    Parts {
+        /// What its name begins with.
+        before: String,
+        /// What its name ends with.
+        after: String,
+    },
     /// Known and not needed (a buffer, a tied copy): left out silently.
     Ignored,
 }
@@ -37,11 +45,19 @@ pub struct Weights<'a, B: Backend> {
 
 struct Shared<'a> {
     source: WeightSource<'a>,
-    /// The model's name of every tensor -> that of the checkpoint.
-    names: BTreeMap<String, String>,
+    /// The checkpoint's tensors under the model's names.
+    names: BTreeMap<String, Named>,
     used: RefCell<BTreeSet<String>>,
     missing: RefCell<Vec<String>>,
     misshaped: RefCell<Vec<String>>,
+}
+
+/// A tensor of a checkpoint, or one of those that it is a stack of.
+struct Named {
+    /// The checkpoint's name.
+    name: String,
+    part: Option<usize>,
+    stored: StoredTensor,
 }
 
 impl<'a, B: Backend> Weights<'a, B> {
@@ -54,9 +70,10 @@ impl<'a, B: Backend> Weights<'a, B> {
         let mut names = BTreeMap::new();
         if let Origin::Checkpoint(checkpoint) = source.origin {
             for name in checkpoint.names() {
-                let Renamed::To(canonical) = rename(name) else { continue };
-                if let Some(first) = names.insert(canonical, name.to_owned()) {
-                    return Err(Error::Duplicate { first, second: name.to_owned() });
+                for (canonical, named) in named(checkpoint, name, rename(name)) {
+                    if let Some(first) = names.insert(canonical, named) {
+                        return Err(Error::Duplicate { first: first.name, second: name.to_owned() });
+                    }
                 }
             }
         }
@@ -99,6 +116,14 @@ impl<'a, B: Backend> Weights<'a, B> {
     /// When the backend cannot hold the weight's type.
     pub fn linear(&self, name: &str, in_features: usize, out_features: usize) -> Result<Linear<B>> {
         self.linear_as(Role::Matrix, name, in_features, out_features)
+    }
+
+    /// As [`Self::linear`], never quantised: for the few numbers that decide where to go on.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the weight's type.
+    pub fn linear_of_floats(&self, name: &str, in_features: usize, out_features: usize) -> Result<Linear<B>> {
+        self.linear_as(Role::Values, name, in_features, out_features)
     }
 
     /// `name.weight` `[vocabulary, in]`: the layer that gives logits.
@@ -226,7 +251,7 @@ impl<'a, B: Backend> Weights<'a, B> {
     pub fn finish(&self) -> Result<()> {
         let used = self.shared.used.borrow();
         let unused = self.shared.names.iter().filter(|(canonical, _)| !used.contains(*canonical));
-        let left_over: Vec<String> = unused.map(|(_, name)| name.clone()).collect();
+        let left_over: Vec<String> = unused.map(|(_, named)| named.to_string()).collect();
         let (missing, misshaped) = (self.shared.missing.borrow().clone(), self.shared.misshaped.borrow().clone());
         if missing.is_empty() && left_over.is_empty() && misshaped.is_empty() {
             return Ok(());
@@ -311,31 +336,69 @@ impl<'a, B: Backend> Weights<'a, B> {
     }
 
     /// The checkpoint's tensor if it has the shape; what does not fit is noted for [`Self::finish`].
-    fn fitting(&self, path: &str, shape: &[usize]) -> Option<&'a StoredTensor> {
-        let Origin::Checkpoint(checkpoint) = self.shared.source.origin else { return None };
-        let Some((name, stored)) = self.shared.names.get(path).and_then(|name| Some((name, checkpoint.stored(name)?)))
-        else {
+    fn fitting(&self, path: &str, shape: &[usize]) -> Option<&StoredTensor> {
+        let Origin::Checkpoint(_) = self.shared.source.origin else { return None };
+        let Some(named) = self.shared.names.get(path) else {
             self.shared.missing.borrow_mut().push(path.to_owned());
             return None;
         };
         self.shared.used.borrow_mut().insert(path.to_owned());
+        let stored = &named.stored;
         if stored.shape() == shape && stored.is_float() {
             return Some(stored);
         }
-        let note = format!("{name} ({} {:?}, expected {shape:?})", stored.kind(), stored.shape());
+        let note = format!("{named} ({} {:?}, expected {shape:?})", stored.kind(), stored.shape());
         self.shared.misshaped.borrow_mut().push(note);
         None
     }
 
     fn held(&self, name: String, role: Role, shape: &[usize], bytes: usize) {
         if let Some(on_weight) = self.shared.source.on_weight {
-            let stored = self.shared.names.get(&name).unwrap_or(&name).clone();
-            on_weight(Held { name, stored, shape: shape.to_vec(), role, part: self.part, bytes: bytes as u64 });
+            let named = self.shared.names.get(&name);
+            let stored = named.map_or_else(|| name.clone(), |named| named.name.clone());
+            let stack_idx = named.and_then(|named| named.part);
+            on_weight(Held {
+                name,
+                stored,
+                stack_idx,
+                shape: shape.to_vec(),
+                role,
+                part: self.part,
+                bytes: bytes as u64,
+            });
         }
     }
 
     fn path(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.name)?;
+        self.part.map_or(Ok(()), |part| write!(formatter, "[{part}]"))
+    }
+}
+
+/// A tensor under its new name, or its parts under theirs. A stack that cannot be cut keeps its name and is left over.
+fn named(checkpoint: &Checkpoint, name: &str, renamed: Renamed) -> Vec<(String, Named)> {
+    let Some(stored) = checkpoint.stored(name) else { return Vec::new() };
+    let whole =
+        |canonical: String| vec![(canonical, Named { name: name.to_owned(), part: None, stored: stored.clone() })];
+    match renamed {
+        Renamed::Ignored => Vec::new(),
+        Renamed::To(canonical) => whole(canonical),
+        Renamed::Parts { before, after } => {
+            let parts = stored.parts();
+            if parts.is_empty() {
+                return whole(name.to_owned());
+            }
+            let part = |(idx, stored)| {
+                (format!("{before}{idx}{after}"), Named { name: name.to_owned(), part: Some(idx), stored })
+            };
+            parts.into_iter().enumerate().map(part).collect()
+        }
     }
 }
 

@@ -65,6 +65,27 @@ fn two_names_of_one_weight_are_refused() {
 }
 
 #[test]
+fn a_stack_is_taken_apart() {
+    let tensors = checkpoint(&[("mlp.stack", &[2, 1, 3]), ("plain", &[2, 3])]);
+    let rename = |name: &str| match name {
+        "plain" => Renamed::Parts { before: "other.".into(), after: ".weight".into() },
+        _ => Renamed::Parts { before: "mlp.".into(), after: ".weight".into() },
+    };
+    let held = RefCell::new(Vec::new());
+    let note = |weight: Held| held.borrow_mut().push((weight.name, weight.stored, weight.stack_idx));
+    let source = WeightSource::from(&tensors).with_observer(&note);
+    let weights = Weights::new(&ReferenceBackend, source, rename).unwrap();
+    let x = Tensor::new(&ReferenceBackend, &[1.0, 10.0, 100.0], &[1, 3]);
+    assert_eq!(weights.at("mlp").linear("1", 3, 1).unwrap().forward(&x).to_vec(), [543.0]);
+    weights.at("mlp").linear("0", 3, 2).unwrap();
+    assert_eq!(held.borrow()[0], ("mlp.1.weight".into(), "mlp.stack".into(), Some(1)));
+    // What is no stack keeps its name.
+    let message = weights.finish().unwrap_err().to_string();
+    assert!(message.contains("mlp.stack[0] (F32 [1, 3], expected [2, 3])"), "{message}");
+    assert!(message.contains("1 left over: plain"), "{message}");
+}
+
+#[test]
 fn an_integer_weight_is_misshaped_and_ignorable_names_are_not_left_over() {
     let ids = TensorData::new(Dtype::I64, vec![1, 1], SharedBytes::from(vec![0; 8])).unwrap();
     let tensors = Checkpoint::from_tensors(vec![("a.weight".to_owned(), ids.clone()), ("ids".to_owned(), ids)]);

@@ -11,8 +11,8 @@ use std::time::Instant;
 use ocelli_backend::{Held, Part, Precision, Quant, Role, WeightSource};
 use ocelli_backend_cpu::{CpuBackend, CpuOptions};
 use ocelli_formats::{
-    Checkpoint, CheckpointWriter, CodeBits, Config, GroupedLayout, GroupedTensor, ModelFiles, TensorData, WeightData,
-    mlx_name,
+    Checkpoint, CheckpointWriter, CodeBits, Config, GroupedLayout, GroupedTensor, ModelFiles, StoredTensor, TensorData,
+    WeightData, mlx_name,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -126,7 +126,7 @@ impl Job<'_> {
         let format = if self.is_mlx { "mlx" } else { "pt" };
         let mut writer = CheckpointWriter::new(folder, format, names.iter().map(String::as_str));
         let (mut sums, mut layouts) = (BTreeMap::<(&'static str, String), Sums>::new(), BTreeMap::new());
-        let size = |weight: &Held| self.checkpoint.stored(&weight.stored).map_or(0, |stored| stored.byte_len() as u64);
+        let size = |weight: &Held| self.stored(weight).map_or(0, |stored| stored.byte_len() as u64);
         let (total, mut done) = (held.iter().map(size).sum(), 0);
         for (weight, name) in held.iter().zip(&names) {
             let before = size(weight);
@@ -145,7 +145,19 @@ impl Job<'_> {
         Ok(Outcome { kinds, layouts })
     }
 
+    fn stored(&self, weight: &Held) -> Option<StoredTensor> {
+        let stored = self.checkpoint.stored(&weight.stored)?;
+        match weight.stack_idx {
+            Some(idx) => stored.parts().into_iter().nth(idx),
+            None => Some(stored.clone()),
+        }
+    }
+
     fn name(&self, weight: &Held) -> String {
+        // A matrix of a stack becomes a tensor of its own.
+        if weight.stack_idx.is_some() {
+            return weight.name.clone();
+        }
         mlx_name(self.model_type, &weight.stored).unwrap_or_else(|| weight.stored.clone())
     }
 
@@ -157,7 +169,7 @@ impl Job<'_> {
         name: &str,
         layouts: &mut BTreeMap<String, GroupedLayout>,
     ) -> Result<(String, Sums)> {
-        let Some(stored) = self.checkpoint.stored(&weight.stored) else { return Ok((String::new(), Sums::default())) };
+        let Some(stored) = self.stored(weight) else { return Ok((String::new(), Sums::default())) };
         let WeightData::Float(data) = stored.load()? else {
             return Err(Error::AlreadyQuantized {
                 label: weight.stored.clone(),

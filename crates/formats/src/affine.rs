@@ -64,6 +64,15 @@ impl AffineTensor {
         shape
     }
 
+    /// The matrices that this one is a stack of.
+    pub(crate) fn parts(&self) -> Vec<Self> {
+        if self.packed.shape().len() < 3 {
+            return Vec::new();
+        }
+        let parts = self.packed.parts().into_iter().zip(self.scales.parts()).zip(self.biases.parts());
+        parts.map(|((packed, scales), biases)| Self { packed, scales, biases, ..*self }).collect()
+    }
+
     pub(crate) fn byte_len(&self) -> usize {
         self.packed.bytes().len() + self.scales.bytes().len() + self.biases.bytes().len()
     }
@@ -231,6 +240,22 @@ mod tests {
             let WeightData::Grouped(loaded) = tensor.load().unwrap() else { panic!("not grouped") };
             assert_eq!(loaded.codes().as_ptr(), tensor.packed.bytes().as_ptr());
         }
+    }
+
+    #[test]
+    fn a_stack_is_cut_into_its_matrices() {
+        let words: Vec<u8> = (0..96u8).collect();
+        let packed = TensorData::new(Dtype::U32, vec![2, 3, 4], words.into()).unwrap();
+        let numbers = |first: f32| {
+            let values: Vec<f32> = (0..6u8).map(|at| first + f32::from(at)).collect();
+            TensorData::from_f32(vec![2, 3, 1], &values).unwrap()
+        };
+        let stack = AffineTensor::new("w.weight", packed, numbers(1.0), numbers(-1.0), (4, 32)).unwrap();
+        let parts = stack.parts();
+        assert_eq!((parts.len(), parts[1].shape()), (2, vec![3, 32]));
+        let whole = stack.load().unwrap().to_f32().unwrap();
+        assert_eq!(parts[1].load().unwrap().to_f32().unwrap(), whole[96..]);
+        assert!(parts[0].parts().is_empty());
     }
 
     #[test]

@@ -53,6 +53,16 @@ impl StoredTensor {
         }
     }
 
+    /// The matrices that this tensor is a stack of: views, one for each place of its first extent. None of what is no
+    /// stack of matrices, or lies in a form that cannot be cut.
+    pub fn parts(&self) -> Vec<Self> {
+        match &self.form {
+            Form::Plain(data) if data.shape().len() >= 3 => data.parts().into_iter().map(Self::from).collect(),
+            Form::Affine(tensor) => tensor.parts().into_iter().map(Self::affine).collect(),
+            Form::Plain(_) | Form::ChannelsLast(_) | Form::Blocks(_) => Vec::new(),
+        }
+    }
+
     /// Number of elements.
     pub fn n_elements(&self) -> usize {
         self.shape().iter().product()
@@ -165,6 +175,19 @@ mod tests {
         let loaded = stored.load().unwrap();
         assert_eq!(loaded.shape(), [1, 3, 2, 2]);
         assert_eq!(loaded.to_f32().unwrap(), [0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11.]);
+    }
+
+    #[test]
+    fn a_stack_is_cut_into_its_matrices() {
+        let values: Vec<f32> = (0..12u8).map(f32::from).collect();
+        let parts = StoredTensor::from(TensorData::from_f32(vec![3, 2, 2], &values).unwrap()).parts();
+        assert_eq!((parts.len(), parts[1].shape(), parts[1].byte_len()), (3, vec![2, 2], 16));
+        assert_eq!(parts[1].load().unwrap().to_f32().unwrap(), [4., 5., 6., 7.]);
+        for shape in [vec![12], vec![3, 4]] {
+            assert!(StoredTensor::from(TensorData::from_f32(shape, &values).unwrap()).parts().is_empty());
+        }
+        let empty = StoredTensor::from(TensorData::from_f32(vec![0, 2, 2], &[]).unwrap());
+        assert!(empty.parts().is_empty());
     }
 
     #[test]

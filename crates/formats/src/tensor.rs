@@ -55,6 +55,17 @@ impl TensorData {
         &self.bytes
     }
 
+    /// The tensors that this one is a stack of, along its first extent; none of a single number. No data is copied.
+    pub(crate) fn parts(&self) -> Vec<Self> {
+        let Some((&count, shape)) = self.shape.split_first() else { return Vec::new() };
+        let len = self.bytes.len() / count.max(1);
+        let part = |idx: usize| {
+            let bytes = self.bytes.slice(idx * len..(idx + 1) * len).expect("the extents say so many bytes");
+            Self { dtype: self.dtype, shape: shape.to_vec(), bytes }
+        };
+        (0..count).map(part).collect()
+    }
+
     /// All elements as f32, in order. F64 is rounded; F16 and BF16 are exact.
     ///
     /// # Errors

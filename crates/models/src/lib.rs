@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod clip;
+mod deepseek_v2;
+mod deepseek_vl_v2;
 mod error;
+mod experts;
 mod idefics3;
 mod llama;
 mod llava;
@@ -17,6 +20,7 @@ mod qwen_vision;
 mod qwen_vl;
 mod registry;
 mod siglip;
+mod timm_vit;
 mod vit;
 mod whisper;
 

@@ -222,7 +222,7 @@ impl<B: Backend> DecoderLayer<B> {
     }
 }
 
-struct Attention<B: Backend> {
+pub(crate) struct Attention<B: Backend> {
     q_proj: Linear<B>,
     k_proj: Linear<B>,
     v_proj: Linear<B>,
@@ -233,7 +233,7 @@ struct Attention<B: Backend> {
 }
 
 impl<B: Backend> Attention<B> {
-    fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
+    pub(crate) fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
         let (n_heads, n_kv_heads, head_dim) = (cfg.num_attention_heads, cfg.kv_heads(), cfg.head_dim());
         Ok(Self {
             q_proj: w.linear("q_proj", cfg.hidden_size, n_heads * head_dim)?,
@@ -246,7 +246,7 @@ impl<B: Backend> Attention<B> {
         })
     }
 
-    fn forward_add(
+    pub(crate) fn forward_add(
         &self,
         x: &Tensor<B>,
         residual: &Tensor<B>,

@@ -4,6 +4,7 @@ use ocelli_backend::{Backend, WeightSource};
 use ocelli_formats::Config;
 
 use crate::Model;
+use crate::deepseek_vl_v2::DeepseekVlV2;
 use crate::error::{Error, Result};
 use crate::idefics3::Idefics3;
 use crate::llama::Llama;
@@ -48,6 +49,7 @@ macro_rules! families {
 }
 
 families! {
+    "deepseek_vl_v2", "DeepSeek-VL2 Tiny, Small", sees_images: true, DeepseekVlV2;
     "idefics3", "Idefics3, SmolVLM", sees_images: true, Idefics3;
     "llama", "Llama 2, 3.x", sees_images: false, Llama;
     "llava", "LLaVA 1.5", sees_images: true, Llava;

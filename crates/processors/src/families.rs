@@ -1,6 +1,7 @@
 //! The model families that see, one row each.
 
 mod clip;
+mod deepseek_vl_v2;
 mod idefics3;
 mod qwen2_vl;
 
@@ -34,6 +35,12 @@ pub trait ImageProcessor: Send + Sync {
     fn prepare_for(&self, image: &Image, detail: Detail, text: &str) -> Result<PreparedImage> {
         let _ = text;
         self.prepare_with(image, detail)
+    }
+
+    /// How closely a picture is looked at that is one of several of a prompt.
+    fn detail_among(&self, n_images: usize, detail: Detail) -> Detail {
+        let _ = n_images;
+        detail
     }
 
     /// Image tokens a picture of this size takes, without preparing it: for accounting before spending.
@@ -110,6 +117,7 @@ pub fn mel_extractor(files: &ModelFiles, config: &Config) -> Result<Option<MelEx
 type Constructor = fn(&Model<'_>) -> Result<Box<dyn ImageProcessor>>;
 
 const FAMILIES: &[(&str, Constructor)] = &[
+    ("deepseek_vl_v2", deepseek_vl_v2::load),
     ("idefics3", idefics3::load),
     ("llava", clip::load),
     ("qwen2_5_vl", qwen2_vl::load),

@@ -212,6 +212,7 @@ impl Processor {
     fn prepare(&self, images: &[Image], detail: Detail, text: &str) -> Result<Vec<PreparedImage>> {
         let Some(processor) = &self.images else { return Ok(Vec::new()) };
         let text = text.replace(processor.placeholder(), "");
+        let detail = processor.detail_among(images.len(), detail);
         images.iter().map(|image| processor.prepare_for(image, detail, &text)).collect()
     }
 

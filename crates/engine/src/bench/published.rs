@@ -16,6 +16,8 @@ macro_rules! published {
 }
 
 published! {
+    "deepseek-vl2-small",
+    "deepseek-vl2-tiny",
     "llama-3.2-1b",
     "llama-3.2-3b",
     "llava-1.5-7b",
@@ -24,6 +26,8 @@ published! {
     "qwen2.5-1.5b",
     "qwen2.5-vl-3b",
     "qwen2.5-vl-7b",
+    "r1-distill-qwen-1.5b",
+    "r1-distill-qwen-7b",
     "smolvlm-256m",
     "smolvlm-500m",
     "smolvlm-2.2b",
