@@ -7,6 +7,8 @@ mod chat;
 #[cfg(test)]
 mod decode;
 #[cfg(test)]
+mod deepseek_vl_v2;
+#[cfg(test)]
 mod idefics3;
 #[cfg(test)]
 mod resize;
