@@ -169,6 +169,16 @@ impl<B: Backend> KvCache<B> {
         self.sequence_mut(id).context = Some(context);
     }
 
+    /// The keys `[S, K, D]` that a layer's queries of the step's first sequence meet in cross-attention.
+    ///
+    /// # Panics
+    /// If it has no context.
+    #[track_caller]
+    pub fn context_keys(&self, layer_idx: usize, step: &Step) -> &Tensor<B> {
+        let context = self.sequence(step.sequences[0]).context.as_ref();
+        &context.expect("a sequence with a context").layers[layer_idx].0
+    }
+
     /// Cross-attention of a layer's queries `[R, H, D]`, each row over the context of its own sequence.
     ///
     /// # Panics

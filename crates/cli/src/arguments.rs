@@ -4,6 +4,7 @@ mod bench;
 mod precision;
 mod quantize;
 mod shared;
+mod transcribe;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(crate) use bench::BenchArgs;
 pub(crate) use quantize::QuantizeArgs;
 pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, SamplingArgs};
 use shared::{out_path, positive};
+pub(crate) use transcribe::{TimestampsOf, TranscribeArgs, TranscriptFormat};
 
 /// Runs vision-language models on your own machine
 ///
@@ -58,6 +60,7 @@ pub(crate) enum Command {
     Describe(Box<DescribeArgs>),
     Run(Box<RunArgs>),
     Chat(Box<ChatArgs>),
+    Transcribe(Box<TranscribeArgs>),
     Pull(PullArgs),
     List(ListArgs),
     Rm(RmArgs),

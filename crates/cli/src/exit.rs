@@ -59,6 +59,11 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// How the program exits.
+    pub(crate) fn exit(&self) -> Exit {
+        self.exit
+    }
+
     /// Message and causes in one line.
     pub(crate) fn text(&self) -> String {
         chain(&self.error)

@@ -1,4 +1,5 @@
-//! From the arguments of a command to the pictures they stand for: files, folders, patterns and standard input.
+//! From the arguments of a command to the pictures or recordings they stand for: files, folders, patterns and standard
+//! input.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -12,7 +13,23 @@ use ocelli_processors::{Image, ImageLimits, decode_image};
 
 use crate::exit::{Exit, Failure};
 
-/// Where a picture comes from.
+/// What is looked for in folders.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// What people call it, in the plural.
+    noun: &'static str,
+    extensions: &'static [&'static str],
+}
+
+/// Pictures.
+pub(crate) const PICTURES: Kind =
+    Kind { noun: "pictures", extensions: &["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"] };
+
+/// Recordings.
+pub(crate) const AUDIO: Kind =
+    Kind { noun: "recordings", extensions: &["wav", "flac", "mp3", "ogg", "oga", "m4a", "m4b", "mp4", "aac"] };
+
+/// Where a picture or a recording comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Input {
     /// Bytes of standard input.
@@ -21,10 +38,10 @@ pub(crate) enum Input {
     File(PathBuf),
 }
 
-/// The pictures found, and remarks on arguments that gave none.
+/// The files found, and remarks on arguments that gave none.
 #[derive(Debug, Default)]
 pub(crate) struct Inputs {
-    pub(crate) pictures: Vec<Input>,
+    pub(crate) files: Vec<Input>,
     pub(crate) remarks: Vec<String>,
 }
 
@@ -63,7 +80,7 @@ impl Input {
 }
 
 /// The system's error without its number.
-fn plain(error: std::io::Error) -> anyhow::Error {
+pub(crate) fn plain(error: std::io::Error) -> anyhow::Error {
     match error.kind() {
         ErrorKind::NotFound => anyhow::anyhow!("no such file"),
         ErrorKind::PermissionDenied => anyhow::anyhow!("permission denied"),
@@ -71,35 +88,35 @@ fn plain(error: std::io::Error) -> anyhow::Error {
     }
 }
 
-/// Finds the pictures that the arguments stand for, in their order, each once; those of a folder sorted by name.
+/// Finds the files that the arguments stand for, in their order, each once; those of a folder sorted by name.
 ///
 /// # Errors
-/// A folder that cannot be read, a malformed pattern, or arguments that give no picture at all.
-pub(crate) fn collect(arguments: &[OsString], recursive: bool) -> Result<Inputs, Failure> {
+/// A folder that cannot be read, a malformed pattern, or arguments that give nothing at all.
+pub(crate) fn collect(arguments: &[OsString], recursive: bool, kind: &Kind) -> Result<Inputs, Failure> {
     let mut inputs = Inputs::default();
     let mut has_folders_inside = false;
     for argument in arguments {
         let path = Path::new(argument);
         if argument == "-" {
-            inputs.pictures.push(Input::Stdin);
+            inputs.files.push(Input::Stdin);
         } else if path.is_dir() {
-            let found = Folder::read(path, recursive)?;
+            let found = Folder::read(path, recursive, kind)?;
             has_folders_inside |= found.skipped_folders;
-            inputs.add(found.pictures, || format!("no pictures in {}", path.display()));
+            inputs.add(found.files, || format!("no {} in {}", kind.noun, path.display()));
         } else if let Some(pattern) = as_pattern(path) {
-            let found = matches(pattern, recursive)?;
+            let found = matches(pattern, recursive, kind)?;
             inputs.add(found, || format!("nothing matches {pattern}"));
         } else {
-            inputs.pictures.push(Input::File(path.to_path_buf()));
+            inputs.files.push(Input::File(path.to_path_buf()));
         }
     }
     let mut seen = HashSet::new();
-    inputs.pictures.retain(|input| seen.insert(input.clone()));
-    if inputs.pictures.is_empty() {
+    inputs.files.retain(|input| seen.insert(input.clone()));
+    if inputs.files.is_empty() {
         let hint = if has_folders_inside {
             "add --recursive to look into the folders inside it".to_owned()
         } else {
-            format!("files ending in {} count as pictures", EXTENSIONS.join(", "))
+            format!("files ending in {} count as {}", kind.extensions.join(", "), kind.noun)
         };
         return Err(Failure::message(Exit::Failed, inputs.remarks.join("; ")).with_hint(hint));
     }
@@ -111,7 +128,7 @@ impl Inputs {
         if found.is_empty() {
             self.remarks.push(remark());
         }
-        self.pictures.extend(found.into_iter().map(Input::File));
+        self.files.extend(found.into_iter().map(Input::File));
     }
 }
 
@@ -120,8 +137,8 @@ fn as_pattern(path: &Path) -> Option<&str> {
     path.to_str().filter(|text| text.contains(['*', '?', '[']) && path.symlink_metadata().is_err())
 }
 
-/// The files that match, and the pictures in the folders that match, sorted.
-fn matches(pattern: &str, recursive: bool) -> Result<Vec<PathBuf>, Failure> {
+/// The files that match, and those of the kind in the folders that match, sorted.
+fn matches(pattern: &str, recursive: bool, kind: &Kind) -> Result<Vec<PathBuf>, Failure> {
     // As in a shell, `*` leaves hidden files out.
     let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
     let paths = glob::glob_with(pattern, options)
@@ -130,7 +147,7 @@ fn matches(pattern: &str, recursive: bool) -> Result<Vec<PathBuf>, Failure> {
     // What cannot be looked into matches nothing, as in a shell.
     for path in paths.flatten() {
         if path.is_dir() {
-            found.extend(Folder::read(&path, recursive)?.pictures);
+            found.extend(Folder::read(&path, recursive, kind)?.files);
         } else {
             found.push(path);
         }
@@ -141,13 +158,13 @@ fn matches(pattern: &str, recursive: bool) -> Result<Vec<PathBuf>, Failure> {
 /// What a folder holds.
 #[derive(Default)]
 struct Folder {
-    pictures: Vec<PathBuf>,
+    files: Vec<PathBuf>,
     /// Whether there are folders inside that were not looked into.
     skipped_folders: bool,
 }
 
 impl Folder {
-    fn read(path: &Path, recursive: bool) -> Result<Self, Failure> {
+    fn read(path: &Path, recursive: bool, kind: &Kind) -> Result<Self, Failure> {
         let mut folder = Self::default();
         let entries = || -> std::io::Result<Vec<PathBuf>> {
             let mut entries =
@@ -158,10 +175,10 @@ impl Folder {
         let entries = entries().map_err(plain).with_context(|| path.display().to_string())?;
         for entry in entries.into_iter().filter(|entry| !is_hidden(entry)) {
             if !entry.is_dir() {
-                folder.pictures.extend(is_picture(&entry).then_some(entry));
+                folder.files.extend(kind.holds(&entry).then_some(entry));
             } else if recursive && !entry.is_symlink() {
                 // Links to folders are left alone: they may lead in circles.
-                folder.pictures.extend(Self::read(&entry, true)?.pictures);
+                folder.files.extend(Self::read(&entry, true, kind)?.files);
             } else {
                 folder.skipped_folders = true;
             }
@@ -175,12 +192,12 @@ fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
-    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+impl Kind {
+    fn holds(&self, path: &Path) -> bool {
+        let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
+        extension.is_some_and(|extension| self.extensions.contains(&extension.as_str()))
+    }
 }
-
-const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
 #[cfg(test)]
 mod tests {
@@ -198,12 +215,12 @@ mod tests {
     /// Names of the pictures, relative to the folder.
     fn names(folder: &Path, arguments: &[&str], recursive: bool) -> Result<Vec<String>, String> {
         let arguments: Vec<OsString> = arguments.iter().map(|name| folder.join(name).into_os_string()).collect();
-        let inputs = collect(&arguments, recursive).map_err(|failure| failure.text())?;
+        let inputs = collect(&arguments, recursive, &PICTURES).map_err(|failure| failure.text())?;
         let relative = |input: &Input| match input {
             Input::File(path) => path.strip_prefix(folder).unwrap().display().to_string(),
             Input::Stdin => "-".into(),
         };
-        Ok(inputs.pictures.iter().map(relative).collect())
+        Ok(inputs.files.iter().map(relative).collect())
     }
 
     #[test]
@@ -242,7 +259,7 @@ mod tests {
         std::fs::remove_file(folder.path().join("a.jpg")).unwrap();
         std::fs::remove_file(folder.path().join("b.PNG")).unwrap();
         let arguments = [folder.path().as_os_str().to_owned()];
-        let failure = collect(&arguments, false).unwrap_err();
+        let failure = collect(&arguments, false, &PICTURES).unwrap_err();
         assert_eq!(failure.text(), format!("no pictures in {}", folder.path().display()));
         assert!(format!("{failure:?}").contains("--recursive"));
     }

@@ -76,6 +76,18 @@ pub(crate) fn require(engine: &Engine, sees: bool, raw: bool) -> Result<(), Fail
     Ok(())
 }
 
+/// Checks that the model takes recordings, so that a run over many of them fails once and not for each.
+///
+/// # Errors
+/// When it does not.
+pub(crate) fn require_hearing(engine: &Engine) -> Result<(), Failure> {
+    if engine.processor().mel_extractor().is_some() {
+        return Ok(());
+    }
+    let message = format!("{} ({}) does not take recordings", engine.info().label, engine.info().model_type);
+    Err(Failure::message(Exit::Model, message).with_hint("choose a Whisper model, such as openai/whisper-base"))
+}
+
 /// The options of the flags, completed with the model's own where the user wishes so.
 ///
 /// # Errors

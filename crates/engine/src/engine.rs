@@ -16,6 +16,7 @@ use crate::loaded::{LoadProgress, LoadedModel};
 use crate::options::EngineOptions;
 use crate::request::{Generation, Request};
 use crate::serve::{Command, Job, Server};
+use crate::speech::{TranscribeJob, TranscribeOptions, Transcription};
 
 /// A loaded model that answers requests; clones share it. The model goes when the last clone and the last
 /// [`Generation`] have gone.
@@ -56,7 +57,7 @@ impl Engine {
             model.session,
             Arc::clone(&processor),
             &model.info,
-            model.end_ids,
+            (model.end_ids, model.speech),
             load_ms,
             options.memory_limit,
         );
@@ -81,6 +82,16 @@ impl Engine {
     /// Whatever went wrong with it.
     pub fn answer(&self, request: Request) -> Result<crate::Answer> {
         self.submit(request).wait()
+    }
+
+    /// Puts a recording at the end of the queue: samples of one channel at the rate of the model's
+    /// [`ocelli_processors::MelExtractor`]. Whatever goes wrong with it comes out of the [`Transcription`].
+    pub fn transcribe(&self, samples: Vec<f32>, options: TranscribeOptions) -> Transcription {
+        let (transcription, events) = Transcription::new(Arc::clone(&self.worker));
+        let job = TranscribeJob { samples, options, cancel: transcription.cancel_handle(), events };
+        // As in `submit`.
+        let _ = self.worker.commands.send(Command::Transcribe(Box::new(job)));
+        transcription
     }
 
     /// What the model is.

@@ -3,10 +3,10 @@
 //! Invariant: whatever happens, every sequence that was started here is ended here.
 
 pub(crate) mod beam;
-mod logits;
+pub(crate) mod logits;
 mod random;
 pub(crate) mod rules;
-mod sampler;
+pub(crate) mod sampler;
 mod stop;
 
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::session::{ImageFeatures, LogitRows, Prefill, Session};
 use beam::BeamSearch;
 pub(crate) use logits::argmax;
 pub(crate) use random::Random;
-use rules::{History, LogitRules};
+use rules::{History, LogitRules, TokenRules};
 use sampler::Sampler;
 use stop::{StopMatcher, Stopped};
 
@@ -179,7 +179,7 @@ impl<'a> Writer<'a> {
             let text = || task.tokenizer.decode(token_ids, true).unwrap_or_default();
             !task.options.stop.is_empty() && StopMatcher::new(&task.options.stop).completes(&text())
         };
-        let rules = (&self.rules, &self.end_ids[..]);
+        let rules = (&self.rules as &dyn TokenRules, &self.end_ids[..]);
         let search = BeamSearch::new(task.options, self.limit, task.ids, rules, &ends_in_stop, task.cancel);
         let best = search.run(session, sequence, logits)?;
         let mut end = None;

@@ -2,6 +2,7 @@
 //!
 //! - [`Engine`]: a loaded model behind a queue; [`Engine::submit`] a [`Request`], read [`Event`]s from the
 //!   [`Generation`], end with an [`Answer`].
+//! - [`Engine::transcribe`]: recordings to text, as [`TranscribeEvent`]s and a [`Transcript`].
 //! - [`Session`]: the model itself, as an object without a backend's type, for those who write their own loops.
 //! - [`parity`] and [`metamorphic`]: is the model what the reference is, and does it keep its promises?
 //! - [`demo`]: the small model that is built in, and how often it is right.
@@ -49,6 +50,7 @@ mod quantize;
 mod request;
 mod serve;
 mod session;
+mod speech;
 mod vision_cache;
 
 pub use answer::{Answer, FinishDetail, FinishReason, ImageUse, Timings};
@@ -62,4 +64,5 @@ pub use options::{EarlyStopping, EngineOptions, GenerateOptions, GenerationDefau
 pub use pack_cache::PackCache;
 pub use quantize::{QuantizeReport, QuantizedKind, quantize};
 pub use request::{Event, Generation, Input, Request};
-pub use session::{ImageFeatures, LogitRows, Prefill, Session};
+pub use session::{Align, ImageFeatures, LogitRows, Prefill, Session};
+pub use speech::{Segment, TranscribeEvent, TranscribeOptions, Transcript, Transcription, Word};

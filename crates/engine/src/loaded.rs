@@ -15,6 +15,7 @@ use crate::options::EngineOptions;
 use crate::pack_cache::Packs;
 use crate::plan::Plan;
 use crate::session::{ModelSession, Session};
+use crate::speech::SpeechTokens;
 
 /// A loaded model and its processor.
 pub struct LoadedModel {
@@ -26,6 +27,8 @@ pub struct LoadedModel {
     pub processor: Processor,
     /// Tokens that end an answer.
     pub end_ids: Vec<u32>,
+    /// How it is spoken to, if it hears.
+    pub(crate) speech: Option<SpeechTokens>,
     /// Its weights as they are in memory.
     pub weights: Vec<Held>,
     /// Milliseconds it took to load.
@@ -93,6 +96,8 @@ impl LoadedModel {
         let could_be_smaller = options.quant != Quant::Q4;
         MemoryBudget::new(options.memory_limit, info.weight_bytes).check_weights(&info.label, could_be_smaller)?;
         let processor = Processor::load(files, config)?;
+        let hears = processor.mel_extractor().is_some();
+        let speech = hears.then(|| SpeechTokens::read(files, processor.tokenizer())).transpose()?;
         let packs = packs(files, &backend, &checkpoint, options);
         let (total, done) = (info.weight_bytes, Cell::new(0));
         let note = |weight: Held| {
@@ -112,7 +117,7 @@ impl LoadedModel {
         }
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         tracing::info!(label = info.label, parameters = info.parameters, load_ms, "model loaded");
-        Ok(Self { info, session: Box::new(session), processor, end_ids, weights: plan.held, load_ms })
+        Ok(Self { info, session: Box::new(session), processor, end_ids, speech, weights: plan.held, load_ms })
     }
 }
 

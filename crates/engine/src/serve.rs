@@ -17,6 +17,7 @@ use crate::memory::MemoryBudget;
 use crate::options::GenerateOptions;
 use crate::request::{Event, Request};
 use crate::session::{ImageFeatures, Session};
+use crate::speech::{Speech, SpeechTokens, TranscribeEvent, TranscribeJob, Transcript};
 use crate::vision_cache::VisionCache;
 
 /// Everything the worker can be told.
@@ -24,6 +25,8 @@ use crate::vision_cache::VisionCache;
 pub(crate) enum Command {
     /// Answer a request.
     Generate(Box<Job>),
+    /// Transcribe a recording.
+    Transcribe(Box<TranscribeJob>),
     /// End the thread; jobs still queued are dropped, which their callers see as [`Error::Stopped`].
     Stop,
 }
@@ -41,6 +44,8 @@ pub(crate) struct Server {
     session: Box<dyn Session>,
     processor: Arc<Processor>,
     end_ids: Vec<u32>,
+    speech: Option<SpeechTokens>,
+    model_type: String,
     budget: MemoryBudget,
     vision_cache: VisionCache,
     /// Most tokens that the cache has held: its memory is kept and used again.
@@ -53,34 +58,62 @@ impl Server {
         session: Box<dyn Session>,
         processor: Arc<Processor>,
         info: &ModelInfo,
-        end_ids: Vec<u32>,
+        (end_ids, speech): (Vec<u32>, Option<SpeechTokens>),
         load_ms: f64,
         memory_limit: Option<u64>,
     ) -> Self {
         let budget = MemoryBudget::new(memory_limit, info.weight_bytes);
-        Self { session, processor, end_ids, budget, vision_cache: VisionCache::new(), most_cached: 0, load_ms }
+        let model_type = info.model_type.clone();
+        Self {
+            session,
+            processor,
+            end_ids,
+            speech,
+            model_type,
+            budget,
+            vision_cache: VisionCache::new(),
+            most_cached: 0,
+            load_ms,
+        }
     }
 
     /// Serves until told to stop or until nobody can send any more.
     pub(crate) fn run(&mut self, queue: &Receiver<Command>) {
-        while let Ok(Command::Generate(job)) = queue.recv() {
-            self.serve(&job);
+        while let Ok(command) = queue.recv() {
+            // Nobody listens any more: then nobody misses it.
+            let _ = match command {
+                Command::Generate(job) => {
+                    let result = self.guarded(|server| server.answer(&job));
+                    job.events.send(result.map(Event::Done)).is_ok()
+                }
+                Command::Transcribe(job) => {
+                    let result = self.guarded(|server| server.transcribe(&job));
+                    job.events.send(result.map(TranscribeEvent::Done)).is_ok()
+                }
+                Command::Stop => return,
+            };
         }
     }
 
-    fn serve(&mut self, job: &Job) {
+    fn guarded<T>(&mut self, serve: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         // What a panic leaves half-done is the cache alone, and that is made anew.
-        let result = catch_unwind(AssertUnwindSafe(|| self.answer(job)));
-        let result = result.unwrap_or_else(|payload| {
-            self.session.reset();
-            self.most_cached = 0;
-            Err(panicked(payload.as_ref()))
-        });
+        let result = catch_unwind(AssertUnwindSafe(|| serve(self)));
+        let result = result.unwrap_or_else(|payload| Err(panicked(payload.as_ref())));
         if let Err(error) = &result {
             tracing::warn!(%error, "request failed");
+            if !self.session.is_empty() || matches!(error, Error::Panicked { .. }) {
+                self.session.reset();
+                self.most_cached = 0;
+            }
         }
-        // Nobody listens any more: then nobody misses it.
-        let _ = job.events.send(result.map(Event::Done));
+        result
+    }
+
+    fn transcribe(&mut self, job: &TranscribeJob) -> Result<Transcript> {
+        let Some((extractor, tokens)) = self.processor.mel_extractor().zip(self.speech.as_ref()) else {
+            return Err(Error::NoHearing { model_type: self.model_type.clone() });
+        };
+        Speech { session: self.session.as_mut(), processor: &self.processor, extractor, tokens }.transcribe(job)
     }
 
     fn answer(&mut self, job: &Job) -> Result<Answer> {
@@ -251,6 +284,9 @@ mod tests {
         }
         fn encode_audio(&self, mel: &ocelli_processors::LogMel, cancel: &Cancel) -> Result<ImageFeatures> {
             self.inner.encode_audio(mel, cancel)
+        }
+        fn align(&mut self, text: crate::session::Align<'_>) -> Result<(ocelli_models::Alignment, Vec<f32>)> {
+            self.inner.align(text)
         }
         fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
             self.inner.read_features(features)

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ocelli_backend::{Backend, Cancel, KvCache, SequenceId, Tensor};
-use ocelli_models::{ImageInput, Model, PixelValues};
+use ocelli_models::{Alignment, ImageInput, Model, PixelValues};
 use ocelli_processors::{LogMel, PreparedImage};
 
 use crate::error::{Error, Result};
@@ -82,6 +82,13 @@ pub trait Session: Send {
     /// If a token is beyond the vocabulary, or a sequence has ended or is longer than the context.
     fn decode(&mut self, next: &[(SequenceId, u32)]) -> Vec<f32>;
 
+    /// Runs a whole text over a recording's features in a sequence of its own: where every token looks in the
+    /// recording, and the logits of all rows.
+    ///
+    /// # Errors
+    /// [`Error::NoHearing`]; those of [`Session::prefill`].
+    fn align(&mut self, text: Align<'_>) -> Result<(Alignment, Vec<f32>)>;
+
     /// Forgets every sequence and frees the cache, also after a panic half-way through a step.
     fn reset(&mut self);
 }
@@ -95,6 +102,21 @@ pub struct Prefill<'a> {
     pub images: &'a [ImageFeatures],
     /// Which logits are wanted.
     pub rows: LogitRows,
+    /// Looked at between two layers.
+    pub cancel: &'a Cancel,
+}
+
+/// What [`Session::align`] aligns.
+#[derive(Clone, Copy)]
+pub struct Align<'a> {
+    /// Token ids, from the first of the decoder's.
+    pub ids: &'a [u32],
+    /// Features of the recording.
+    pub audio: &'a ImageFeatures,
+    /// Layers and heads that are asked.
+    pub heads: &'a [[usize; 2]],
+    /// Moments of the recording that count.
+    pub columns: usize,
     /// Looked at between two layers.
     pub cancel: &'a Cancel,
 }
@@ -343,6 +365,29 @@ impl<B: Backend> Session for ModelSession<B> {
         let step = self.cache.step(&growth);
         let hidden = self.model.forward(&x, &step, &mut self.cache);
         self.model.logits(&hidden).to_vec()
+    }
+
+    fn align(&mut self, text: Align<'_>) -> Result<(Alignment, Vec<f32>)> {
+        if !self.model.hears() {
+            return Err(Error::NoHearing { model_type: self.model_type.clone() });
+        }
+        let Align { ids, audio, heads, columns, cancel } = text;
+        let sequence = self.cache.start();
+        let images = std::slice::from_ref(audio);
+        let checked = self.check(sequence, Prefill { ids, images, rows: LogitRows::All, cancel });
+        if let Err(error) = checked {
+            self.cache.end(sequence);
+            return Err(error);
+        }
+        let _step = self.backend.begin_step();
+        let (context, ids) = self.model.context(ids, &[self.tensor(audio)]);
+        self.cache.set_context(sequence, context);
+        let step = self.cache.step(&[(sequence, ids.len())]);
+        let x = self.model.embed(&ids);
+        let (hidden, alignment) = self.model.align(&x, &step, &mut self.cache, heads, columns);
+        let logits = self.model.logits(&hidden).to_vec();
+        self.cache.end(sequence);
+        if cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok((alignment, logits)) }
     }
 
     fn reset(&mut self) {

@@ -96,8 +96,38 @@ pub trait Model<B: Backend>: Send + Sync {
     /// step to `kv`.
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B>;
 
+    /// For a model that hears: [`Model::forward`] of the rows of one sequence, and where they look in the recording.
+    ///
+    /// # Panics
+    /// For every other model.
+    fn align(
+        &self,
+        x: &Tensor<B>,
+        step: &Step,
+        kv: &mut KvCache<B>,
+        heads: &[[usize; 2]],
+        columns: usize,
+    ) -> (Tensor<B>, Alignment) {
+        let _ = kv;
+        let rows = x.rows();
+        panic!("{rows} rows at {:?} asked {} heads for {columns} moments", step.positions(), heads.len())
+    }
+
     /// Hidden states `[R, hidden]` -> `[R, vocab_size]`.
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B>;
+}
+
+/// Where the rows of a sequence look in a recording.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alignment {
+    /// `[heads, rows, columns]`: shares of attention; every row sums to 1.
+    pub weights: Vec<f32>,
+    /// Heads that were asked for and exist, at least one.
+    pub heads: usize,
+    /// Rows of the step.
+    pub rows: usize,
+    /// Moments of the recording, the first ones that the features tell of.
+    pub columns: usize,
 }
 
 /// How a model takes pictures.

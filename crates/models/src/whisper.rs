@@ -12,7 +12,7 @@ use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::error::{Result, require};
-use crate::{ImageInput, Model, PixelValues};
+use crate::{Alignment, ImageInput, Model, PixelValues};
 
 /// `config.json`; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
@@ -131,9 +131,44 @@ impl<B: Backend> Model<B> for Whisper<B> {
             if step.is_cancelled() {
                 break;
             }
-            x = layer.forward(&x, layer_idx, step, kv);
+            x = layer.forward(&x, layer_idx, step, kv, &mut |_| ());
         }
         self.layer_norm.forward(&x)
+    }
+
+    /// Without heads that exist, all of the upper half of the layers are asked.
+    fn align(
+        &self,
+        x: &Tensor<B>,
+        step: &Step,
+        kv: &mut KvCache<B>,
+        heads: &[[usize; 2]],
+        columns: usize,
+    ) -> (Tensor<B>, Alignment) {
+        let KvShape { layers, kv_heads, head_dim } = self.kv_shape();
+        let exists = |&&[layer, head]: &&[usize; 2]| layer < layers && head < kv_heads;
+        let mut asked: Vec<[usize; 2]> = heads.iter().filter(exists).copied().collect();
+        if asked.is_empty() {
+            asked = (layers / 2..layers).flat_map(|layer| (0..kv_heads).map(move |head| [layer, head])).collect();
+        }
+        let columns = columns.min(kv.context_keys(0, step).rows());
+        let mut weights = Vec::new();
+        let mut x = x + &self.embed_positions.gather_rows(step.positions());
+        for (layer_idx, layer) in self.layers.iter().enumerate() {
+            let mut queries = None;
+            x = layer.forward(&x, layer_idx, step, kv, &mut |q| queries = Some(q.to_vec()));
+            let of_layer: Vec<usize> = asked.iter().filter(|of| of[0] == layer_idx).map(|of| of[1]).collect();
+            if let (Some(queries), false) = (queries, of_layer.is_empty()) {
+                let keys = kv.context_keys(layer_idx, step).to_vec();
+                let scale = layer.encoder_attn.scale;
+                for head in of_layer {
+                    let part = |values: &[f32]| columns_of(values, kv_heads * head_dim, head * head_dim, head_dim);
+                    weights.extend(shares(&part(&queries), &part(&keys), head_dim, scale, columns));
+                }
+            }
+        }
+        let alignment = Alignment { weights, heads: asked.len(), rows: x.rows(), columns };
+        (self.layer_norm.forward(&x), alignment)
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
@@ -226,8 +261,15 @@ impl<B: Backend> DecoderLayer<B> {
         })
     }
 
-    /// [R, hidden] -> [R, hidden].
-    fn forward(&self, x: &Tensor<B>, layer_idx: usize, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
+    /// [R, hidden] -> [R, hidden]; `observe` sees the queries of cross-attention, [R, H, D].
+    fn forward(
+        &self,
+        x: &Tensor<B>,
+        layer_idx: usize,
+        step: &Step,
+        kv: &mut KvCache<B>,
+        observe: &mut dyn FnMut(&Tensor<B>),
+    ) -> Tensor<B> {
         let attention = &self.self_attn;
         let [q, k, v] = attention.project(&self.self_attn_layer_norm.forward(x));
         let attended = q.attend(kv.layer(layer_idx).append(&k, &v, step), attention.scale, step);
@@ -235,6 +277,7 @@ impl<B: Backend> DecoderLayer<B> {
 
         let attention = &self.encoder_attn;
         let q = attention.q_proj.forward(&self.encoder_attn_layer_norm.forward(&x)).split_heads(attention.n_heads);
+        observe(&q);
         let attended = kv.cross_attend(layer_idx, &q, attention.scale, step);
         let x = attention.out_proj.forward_add(&attended.merge_heads(), &x);
         self.feed_forward.forward_add(&x)
@@ -296,6 +339,25 @@ impl<B: Backend> FeedForward<B> {
     }
 }
 
+/// Some columns of a matrix of `width`.
+fn columns_of(values: &[f32], width: usize, start: usize, count: usize) -> Vec<f32> {
+    values.chunks_exact(width).flat_map(|row| &row[start..start + count]).copied().collect()
+}
+
+/// The shares of attention that queries [R, D] give to the first `columns` keys [T, D].
+fn shares(queries: &[f32], keys: &[f32], head_dim: usize, scale: f32, columns: usize) -> Vec<f32> {
+    let mut all = Vec::with_capacity(queries.len() / head_dim * columns);
+    for query in queries.chunks_exact(head_dim) {
+        let score = |key: &[f32]| query.iter().zip(key).map(|(a, b)| a * b).sum::<f32>() * scale;
+        let scores: Vec<f32> = keys.chunks_exact(head_dim).take(columns).map(score).collect();
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exponentials: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
+        let total: f32 = exponentials.iter().sum();
+        all.extend(exponentials.iter().map(|value| value / total));
+    }
+    all
+}
+
 fn parse(root: &Section) -> Result<Config> {
     let config: Config = root.parse()?;
     let act = &config.activation_function;
@@ -341,6 +403,15 @@ fn default_true() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_those_of_the_columns_that_count() {
+        let keys = columns_of(&[9.0, 0.0, 9.0, 1.0, 9.0, 5.0], 2, 1, 1);
+        assert_eq!(keys, [0.0, 1.0, 5.0]);
+        let found = shares(&[2.0, 0.0], &keys, 1, 0.5, 2);
+        let expected = [1.0 / (1.0 + 1f32.exp()), 1.0 / (1.0 + (-1f32).exp()), 0.5, 0.5];
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+    }
 
     #[test]
     fn a_tied_output_layer_is_not_read() {

@@ -7,7 +7,7 @@ use ocelli_engine::{Answer, Engine, GenerateOptions};
 
 use crate::arguments::DescribeArgs;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::inputs::{Input, collect};
+use crate::inputs::{Input, PICTURES, collect};
 use crate::interrupt::Graceful;
 use crate::model;
 use crate::output::OutFile;
@@ -17,20 +17,20 @@ use crate::terminal::{note, one_line, print, print_answer, progress_bar};
 
 pub(crate) fn run(args: &DescribeArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
-    let mut inputs = collect(&args.images, args.recursive)?;
+    let mut inputs = collect(&args.images, args.recursive, &PICTURES)?;
     inputs.remarks.iter().for_each(|remark| note(&format!("notice: {remark}")));
     let files = model::find(&args.model.model, args.model.revision.as_deref())?;
     let out = args.out.as_ref().map(|path| OutFile::open(path, args.resume, files.label())).transpose()?;
 
-    let is_single = matches!(args.images.as_slice(), [only] if inputs.pictures == [Input::single(only)]);
+    let is_single = matches!(args.images.as_slice(), [only] if inputs.files == [Input::single(only)]);
     let mut summary = Summary::default();
-    let n_found = inputs.pictures.len();
+    let n_found = inputs.files.len();
     if let Some(out) = &out {
         // What standard input holds is another picture every time.
-        inputs.pictures.retain(|input| *input == Input::Stdin || !out.holds(&input.name()));
-        summary.skipped = n_found - inputs.pictures.len();
+        inputs.files.retain(|input| *input == Input::Stdin || !out.holds(&input.name()));
+        summary.skipped = n_found - inputs.files.len();
     }
-    if inputs.pictures.is_empty() {
+    if inputs.files.is_empty() {
         note(&summary.to_string());
         return Ok(Exit::Success);
     }
@@ -45,8 +45,8 @@ pub(crate) fn run(args: &DescribeArgs) -> Outcome {
         true => Show::Stream,
         false => Show::Lines,
     };
-    let bar = if is_single { ProgressBar::hidden() } else { progress_bar(inputs.pictures.len(), "images") };
-    Batch { args, engine, options, show, is_single, out, bar, summary }.run(&inputs.pictures)
+    let bar = if is_single { ProgressBar::hidden() } else { progress_bar(inputs.files.len(), "images") };
+    Batch { args, engine, options, show, is_single, out, bar, summary }.run(&inputs.files)
 }
 
 /// How answers appear on standard output.

@@ -6,6 +6,7 @@
 mod csv;
 mod jsonl;
 mod markdown;
+mod transcript;
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -16,6 +17,8 @@ use anyhow::Context;
 
 use crate::exit::{Exit, Failure};
 use crate::record::Record;
+
+pub(crate) use transcript::Layout;
 
 /// How the rows are written; the file's ending decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

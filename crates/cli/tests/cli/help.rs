@@ -12,6 +12,7 @@ fn every_command_explains_itself_with_examples() {
         "describe",
         "run",
         "chat",
+        "transcribe",
         "pull",
         "list",
         "rm",

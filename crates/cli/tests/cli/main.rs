@@ -13,3 +13,4 @@ mod models;
 mod out;
 mod run;
 mod support;
+mod transcribe;

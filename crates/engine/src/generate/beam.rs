@@ -15,14 +15,14 @@ use ocelli_backend::{Cancel, SequenceId};
 
 use crate::error::{Error, Result};
 use crate::generate::logits::{Largest, log_softmax};
-use crate::generate::rules::{History, LogitRules};
+use crate::generate::rules::{History, TokenRules};
 use crate::options::{EarlyStopping, GenerateOptions};
 use crate::session::Session;
 
 /// What a search needs to know beside the logits.
 pub(crate) struct BeamSearch<'a> {
     pub(crate) prompt: &'a [u32],
-    pub(crate) rules: &'a LogitRules,
+    pub(crate) rules: &'a dyn TokenRules,
     pub(crate) end_ids: &'a [u32],
     /// Most tokens of an answer.
     pub(crate) limit: usize,
@@ -70,7 +70,7 @@ impl<'a> BeamSearch<'a> {
         options: &GenerateOptions,
         limit: usize,
         prompt: &'a [u32],
-        (rules, end_ids): (&'a LogitRules, &'a [u32]),
+        (rules, end_ids): (&'a dyn TokenRules, &'a [u32]),
         ends_in_stop: &'a dyn Fn(&[u32]) -> bool,
         cancel: &'a Cancel,
     ) -> Self {

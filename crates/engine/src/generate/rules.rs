@@ -5,6 +5,12 @@
 
 use crate::options::GenerateOptions;
 
+/// Changes the logits (or log-probabilities) of the next token.
+pub(crate) trait TokenRules {
+    /// `logits` are those of what follows `history`.
+    fn apply(&self, logits: &mut [f32], history: History<'_>);
+}
+
 /// The rules of one request.
 #[derive(Clone, Debug)]
 pub(crate) struct LogitRules {
@@ -32,24 +38,6 @@ impl LogitRules {
             no_repeat_ngram_size: options.no_repeat_ngram_size.unwrap_or(0),
             min_tokens: options.min_tokens,
             end_ids: end_ids.to_vec(),
-        }
-    }
-
-    /// Changes the logits (or log-probabilities) of the next token.
-    pub(crate) fn apply(&self, logits: &mut [f32], history: History<'_>) {
-        if self.repetition_penalty != 1.0 {
-            self.penalise_repetition(logits, history);
-        }
-        if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
-            self.penalise_presence(logits, history.generated);
-        }
-        if self.no_repeat_ngram_size > 0 {
-            self.ban_repeated_ngrams(logits, history);
-        }
-        if history.generated.len() < self.min_tokens {
-            for &id in &self.end_ids {
-                ban(logits, id);
-            }
         }
     }
 
@@ -86,6 +74,25 @@ impl LogitRules {
     }
 }
 
+impl TokenRules for LogitRules {
+    fn apply(&self, logits: &mut [f32], history: History<'_>) {
+        if self.repetition_penalty != 1.0 {
+            self.penalise_repetition(logits, history);
+        }
+        if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
+            self.penalise_presence(logits, history.generated);
+        }
+        if self.no_repeat_ngram_size > 0 {
+            self.ban_repeated_ngrams(logits, history);
+        }
+        if history.generated.len() < self.min_tokens {
+            for &id in &self.end_ids {
+                ban(logits, id);
+            }
+        }
+    }
+}
+
 impl<'a> History<'a> {
     fn len(&self) -> usize {
         self.prompt.len() + self.generated.len()
@@ -100,7 +107,8 @@ impl<'a> History<'a> {
     }
 }
 
-fn ban(logits: &mut [f32], id: u32) {
+/// Makes a token impossible.
+pub(crate) fn ban(logits: &mut [f32], id: u32) {
     if let Some(logit) = logits.get_mut(id as usize) {
         *logit = f32::NEG_INFINITY;
     }
