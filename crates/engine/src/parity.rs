@@ -253,9 +253,20 @@ impl Run<'_> {
             .iter()
             .map(|image| session.encode_image(image, &Cancel::new()))
             .collect::<Result<Vec<_>>>()?;
-        let ours: Vec<f32> = features.iter().flat_map(|features| session.read_features(features)).collect();
+        let names = numbered(&self.reference.tensors, "out.image_features");
+        let saved = names.iter().find_map(|name| self.reference.tensors.tensor(name)?.shape().last().copied());
+        let ours: Vec<f32> = features
+            .iter()
+            .flat_map(|features| {
+                let values = session.read_features(features);
+                let width = (values.len() / features.tokens().max(1)).max(1);
+                // Features for deeper layers come behind those that the reference saved.
+                let kept = saved.unwrap_or(width).min(width);
+                values.chunks_exact(width).flat_map(|row| row[..kept].to_vec()).collect::<Vec<_>>()
+            })
+            .collect();
         let mut rest = &ours[..];
-        for name in numbered(&self.reference.tensors, "out.image_features") {
+        for name in names {
             let Some(expected) = self.reference.tensors.tensor(&name) else { continue };
             let expected = expected.to_f32()?;
             let (part, after) = rest.split_at(expected.len().min(rest.len()));

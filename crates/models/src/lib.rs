@@ -16,6 +16,8 @@ mod mrope;
 mod qwen2;
 mod qwen2_5_vl;
 mod qwen2_vl;
+mod qwen3;
+mod qwen3_vl;
 mod qwen_vision;
 mod qwen_vl;
 mod registry;

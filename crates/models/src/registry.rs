@@ -11,6 +11,7 @@ use crate::llama::Llama;
 use crate::llava::Llava;
 use crate::qwen_vl::{Qwen2Vl, Qwen25Vl};
 use crate::qwen2::Qwen2;
+use crate::qwen3_vl::Qwen3Vl;
 use crate::whisper::Whisper;
 
 /// What is known of a family before any weights are read.
@@ -56,6 +57,7 @@ families! {
     "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, Qwen2;
     "qwen2_5_vl", "Qwen2.5-VL", sees_images: true, Qwen25Vl;
     "qwen2_vl", "Qwen2-VL", sees_images: true, Qwen2Vl;
+    "qwen3_vl", "Qwen3-VL", sees_images: true, Qwen3Vl;
     "smolvlm", "SmolVLM2", sees_images: true, Idefics3;
     "whisper", "Whisper", sees_images: false, Whisper;
 }

@@ -122,6 +122,7 @@ const FAMILIES: &[(&str, Constructor)] = &[
     ("llava", clip::load),
     ("qwen2_5_vl", qwen2_vl::load),
     ("qwen2_vl", qwen2_vl::load),
+    ("qwen3_vl", qwen2_vl::load),
     ("smolvlm", idefics3::load),
 ];
 

@@ -26,6 +26,8 @@ published! {
     "qwen2.5-1.5b",
     "qwen2.5-vl-3b",
     "qwen2.5-vl-7b",
+    "qwen3-vl-2b",
+    "qwen3-vl-4b",
     "r1-distill-qwen-1.5b",
     "r1-distill-qwen-7b",
     "smolvlm-256m",
