@@ -10,7 +10,7 @@ fn user(content: Vec<Content>) -> Message {
 
 #[test]
 fn a_chat_is_the_prompt_that_the_reference_was_given() {
-    let processor = processor(&family("deepseek_vl_v2"));
+    let processor = processor(family("deepseek_vl_v2"));
     let reference = std::fs::read(family("deepseek_vl_v2").join("reference.json")).unwrap();
     let reference: Value = serde_json::from_slice(&reference).unwrap();
     let image = [noise(1, 150, 90)];
@@ -22,7 +22,7 @@ fn a_chat_is_the_prompt_that_the_reference_was_given() {
 
 #[test]
 fn a_conversation_is_as_published() {
-    let processor = processor(&family("deepseek_vl_v2_tiny"));
+    let processor = processor(family("deepseek_vl_v2_tiny"));
     let messages = [
         Message::text("system", "Be brief."),
         user(vec![Content::Text("Hi".to_owned())]),
@@ -37,7 +37,7 @@ fn a_conversation_is_as_published() {
 
 #[test]
 fn of_more_than_two_pictures_none_is_cut() {
-    let processor = processor(&family("deepseek_vl_v2"));
+    let processor = processor(family("deepseek_vl_v2"));
     let tiles = |n_images: usize, detail| {
         let images: Vec<_> = (0..n_images).map(|seed| noise(seed as u32, 150, 90)).collect();
         let options = ChatOptions { detail, ..ChatOptions::answer() };
