@@ -95,9 +95,6 @@ impl LoadedModel {
         let info = ModelInfo::describe(files.label(), config, stored_as(&checkpoint), &plan, &generation)?;
         let could_be_smaller = options.quant != Quant::Q4;
         MemoryBudget::new(options.memory_limit, info.weight_bytes).check_weights(&info.label, could_be_smaller)?;
-        let processor = Processor::load(files, config)?;
-        let hears = processor.mel_extractor().is_some();
-        let speech = hears.then(|| SpeechTokens::read(files, processor.tokenizer())).transpose()?;
         let packs = packs(files, &backend, &checkpoint, options);
         let (total, done) = (info.weight_bytes, Cell::new(0));
         let note = |weight: Held| {
@@ -106,7 +103,14 @@ impl LoadedModel {
         };
         let source = source.with_observer(&note);
         let source = packs.iter().fold(source, |source, packs| source.with_store(packs));
-        let model = ocelli_models::load(&backend, config, source)?;
+        let (processor, model) = std::thread::scope(|scope| {
+            // A large vocabulary takes as long to read as packed weights take to map.
+            let processor = scope.spawn(|| processor(files, config));
+            let model = ocelli_models::load(&backend, config, source);
+            (processor.join(), model)
+        });
+        let (processor, speech) = processor.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let model = model?;
         if let Some(packs) = packs {
             packs.keep();
         }
@@ -119,6 +123,14 @@ impl LoadedModel {
         tracing::info!(label = info.label, parameters = info.parameters, load_ms, "model loaded");
         Ok(Self { info, session: Box::new(session), processor, end_ids, speech, weights: plan.held, load_ms })
     }
+}
+
+/// The processor, and what marks speech for a model that hears.
+fn processor(files: &ModelFiles, config: &Config) -> Result<(Processor, Option<SpeechTokens>)> {
+    let processor = Processor::load(files, config)?;
+    let hears = processor.mel_extractor().is_some();
+    let speech = hears.then(|| SpeechTokens::read(files, processor.tokenizer())).transpose()?;
+    Ok((processor, speech))
 }
 
 /// Who keeps weights in float32 wants float32; everybody else has rounded more than bfloat16 activations do.
