@@ -190,6 +190,7 @@ pub(crate) fn activation(activation: Activation) -> ocelli_kernels::Activation {
         Activation::Silu => ocelli_kernels::Activation::Silu,
         Activation::QuickGelu => ocelli_kernels::Activation::QuickGelu,
         Activation::Relu => ocelli_kernels::Activation::Relu,
+        Activation::Sigmoid => ocelli_kernels::Activation::Sigmoid,
     }
 }
 

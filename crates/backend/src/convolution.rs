@@ -41,9 +41,18 @@ pub struct Convolution<B: Backend> {
 }
 
 impl<B: Backend> Convolution<B> {
-    /// `[N, height, width, C]` -> `[N, output height, output width, out]`, activated.
+    /// `[N, height, width, C]` -> `[N, output height, output width, out]`.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
+        self.forward_then(x, Activation::None)
+    }
+
+    /// [`Self::forward`], activated.
     #[track_caller]
     pub fn forward_then(&self, x: &Tensor<B>, activation: Activation) -> Tensor<B> {
+        if self.windows == Windows::square(1, 1) {
+            return self.linear.forward_then(x, activation);
+        }
         let dims = self.windows.dims(x, 1);
         let [rows, columns] = dims.output();
         let windows = x.unfold_windows(dims).reshape(&[dims.batch, rows, columns, self.linear.in_features]);
@@ -115,14 +124,43 @@ impl<B: Backend> Weights<'_, B> {
         windows: Windows,
         has_bias: bool,
     ) -> Result<DepthwiseConvolution<B>> {
+        let weight = self.taps(name, out_features, windows)?;
+        let bias = if has_bias { Some(self.at(name).values("bias", &[out_features])?) } else { None };
+        Ok(DepthwiseConvolution { weight, bias, windows })
+    }
+
+    /// A depthwise convolution without bias, `name.weight`, and the batch normalisation `norm` behind it (`weight`,
+    /// `bias`, `running_mean`, `running_var`) as one layer.
+    ///
+    /// # Errors
+    /// When a tensor is not of a float type.
+    pub fn depthwise_convolution_normalized(
+        &self,
+        name: &str,
+        norm: &str,
+        out_features: usize,
+        windows: Windows,
+        eps: f32,
+    ) -> Result<DepthwiseConvolution<B>> {
+        let norm = self.at(norm);
+        let read = |name: &str| -> Result<Vec<f32>> { Ok(norm.values(name, &[out_features])?.to_vec()) };
+        let (gamma, beta) = (read("weight")?, read("bias")?);
+        let (mean, variance) = (read("running_mean")?, read("running_var")?);
+        let scale: Vec<f32> =
+            gamma.iter().zip(variance).map(|(gamma, variance)| gamma / (variance + eps).sqrt()).collect();
+        let shift = beta.iter().zip(mean).zip(&scale).map(|((beta, mean), scale)| beta - mean * scale);
+        let bias = Tensor::new(self.backend(), &shift.collect::<Vec<_>>(), &[out_features]);
+        let scale = Tensor::new(self.backend(), &scale, &[out_features]);
+        let weight = self.taps(name, out_features, windows)?.mul_repeated(&scale);
+        Ok(DepthwiseConvolution { weight, bias: Some(bias), windows })
+    }
+
+    /// The weights of a depthwise convolution by tap, `[taps, out]`: registers run along channels, so these come last.
+    fn taps(&self, name: &str, out_features: usize, windows: Windows) -> Result<Tensor<B>> {
         let [height, width] = windows.kernel;
-        let weights = self.at(name);
-        let published = weights.values("weight", &[out_features, 1, height, width])?.to_vec();
-        // Registers run along channels, so these come last.
+        let published = self.at(name).values("weight", &[out_features, 1, height, width])?.to_vec();
         let taps = height * width;
         let by_tap = (0..taps).flat_map(|tap| published[tap..].iter().step_by(taps).copied());
-        let weight = Tensor::new(self.backend(), &by_tap.collect::<Vec<_>>(), &[taps, out_features]);
-        let bias = if has_bias { Some(weights.values("bias", &[out_features])?) } else { None };
-        Ok(DepthwiseConvolution { weight, bias, windows })
+        Ok(Tensor::new(self.backend(), &by_tap.collect::<Vec<_>>(), &[taps, out_features]))
     }
 }

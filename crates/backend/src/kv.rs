@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cancel::Cancel;
-use crate::ops::Backend;
+use crate::ops::{Backend, Mask};
 use crate::tensor::Tensor;
 
 /// Tokens per block.
@@ -68,6 +68,7 @@ pub struct Step {
     /// Whose rows the spans are.
     sequences: Vec<SequenceId>,
     spans: Vec<Span>,
+    prefix: usize,
     cancel: Cancel,
 }
 
@@ -326,6 +327,19 @@ impl Step {
     pub fn cancelled_by(mut self, cancel: &Cancel) -> Self {
         self.cancel = cancel.clone();
         self
+    }
+
+    /// The same step, in which the first `prefix` tokens of its sequences see each other; the rows hold all of those or
+    /// none.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: usize) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// What rows see of their own sequences: the tokens up to themselves, and all of a prefix that they are part of.
+    pub fn mask(&self) -> Mask<'static> {
+        if self.prefix > 0 { Mask::Prefix(self.prefix) } else { Mask::Causal }
     }
 
     /// Whether nobody wants the result any more.

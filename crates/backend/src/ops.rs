@@ -262,6 +262,8 @@ pub enum Activation {
     QuickGelu,
     /// `max(x, 0)`.
     Relu,
+    /// `1 / (1 + e^-x)`.
+    Sigmoid,
 }
 
 /// Sizes of [`Backend::attention`].

@@ -9,7 +9,7 @@ use crate::error::Result;
 /// A checkpoint that holds whatever a model asks for, in the shape it asks for, as bfloat16. Every tensor is made when
 /// it is asked for and kept by nobody else.
 ///
-/// Vectors named `weight` (norms) are about 1, other vectors about 0, and the rows of matrices have a length of about
+/// Vectors named `weight` (norms) or `running_var` are about 1, other vectors about 0, and the rows of matrices have a length of about
 /// 1, so that numbers neither vanish nor overflow on their way through a model.
 #[derive(Debug)]
 pub struct RandomWeights {
@@ -26,7 +26,7 @@ impl RandomWeights {
         let count: usize = shape.iter().product();
         let size = count * Dtype::BF16.size();
         let (middle, reach) = match shape {
-            [_] if name.ends_with("weight") => (1.0, 0.1),
+            [_] if name.ends_with("weight") || name.ends_with("running_var") => (1.0, 0.1),
             [_] => (0.0, 0.02),
             _ => (0.0, (3.0 / (count / shape[0].max(1)).max(1) as f32).sqrt()),
         };

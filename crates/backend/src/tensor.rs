@@ -137,10 +137,11 @@ impl<B: Backend> Tensor<B> {
         self.like(self.backend.attention(&self.buffer, &k.buffer, &v.buffer, dims, mask, scale))
     }
 
-    /// Causal attention over the cache, `[rows, H, D]` -> the same; the step's keys are already appended.
+    /// Attention over the cache, `[rows, H, D]` -> the same, every row seeing what [`Step::mask`] says; the step's keys
+    /// are already appended.
     #[track_caller]
     pub fn attend(&self, kv: &LayerKv<B>, scale: f32, step: &Step) -> Self {
-        self.attend_cached(kv, Mask::Causal, scale, step)
+        self.attend_cached(kv, step.mask(), scale, step)
     }
 
     /// As [`Self::attend`], every row seeing the tokens that the mask lets it see.

@@ -134,6 +134,23 @@ impl<'a, B: Backend> Weights<'a, B> {
         self.linear_as(Role::Output, name, in_features, vocab_size)
     }
 
+    /// As [`Self::output`], with `name.bias` `[vocabulary]`.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the weight's type.
+    pub fn output_bias(&self, name: &str, in_features: usize, vocab_size: usize) -> Result<Linear<B>> {
+        let bias = Some(self.at(name).values("bias", &[vocab_size])?);
+        Ok(Linear { bias, ..self.output(name, in_features, vocab_size)? })
+    }
+
+    /// As [`Self::linear_bias`], for the first layer of a tower: `name.weight` `[out, channels × patch × patch]`.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the weight's type.
+    pub fn patch_linear(&self, name: &str, in_features: usize, out_features: usize) -> Result<Linear<B>> {
+        self.linear_of_shape(Role::Patches, name, &[out_features, in_features], true)
+    }
+
     /// `name.weight` `[out, in]` and `name.bias` `[out]`.
     ///
     /// # Errors
@@ -242,6 +259,16 @@ impl<'a, B: Backend> Weights<'a, B> {
             if self.shared.source.only_plans { vec![0.0; count] } else { self.load(&path, shape, stored)?.to_f32()? };
         self.held(path, Role::Values, shape, count * size_of::<f32>());
         Ok(Tensor::new(&self.backend, &values, shape))
+    }
+
+    /// So many values, whatever extents the checkpoint gives them (writers disagree on those of a factor per channel).
+    ///
+    /// # Errors
+    /// When the tensor is not of a float type.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor<B>> {
+        let shape = self.shared.names.get(&self.path(name)).map(|named| named.stored.shape().to_vec());
+        let shape = shape.filter(|shape| shape.iter().product::<usize>() == len);
+        Ok(self.values(name, &shape.unwrap_or_else(|| vec![len]))?.reshape(&[len]))
     }
 
     /// Checks that everything fitted and nothing was left over.

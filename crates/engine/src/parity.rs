@@ -241,7 +241,12 @@ impl Run<'_> {
         }
         if let Some(expected) = self.reference.tensors.tensor("in.pixel_values") {
             let pixels: Vec<f32> = prompt.images.iter().flat_map(|image| &image.pixel_values).copied().collect();
-            self.rows.push(self.row("in.pixel_values", &pixels, &expected.to_f32()?, EXACT));
+            let expected = expected.to_f32()?;
+            // Of many tiles the reference may have saved the first ones only.
+            let saved =
+                if prompt.images.iter().any(|image| image.shape[0] > 1) { expected.len() } else { pixels.len() };
+            let pixels = &pixels[..saved.min(pixels.len())];
+            self.rows.push(self.row("in.pixel_values", pixels, &expected, EXACT));
         }
         Ok(prompt)
     }

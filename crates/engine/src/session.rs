@@ -172,7 +172,10 @@ impl<B: Backend> ModelSession<B> {
         if prompt.ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if let Some(&id) = prompt.ids.iter().find(|&&id| id as usize >= vocab_size) {
+        // What stands for a picture need not be a token of the vocabulary.
+        let image_id = self.model.image_input().token_id();
+        let is_unknown = |id: u32| id as usize >= vocab_size && Some(id) != image_id;
+        if let Some(&id) = prompt.ids.iter().find(|&&id| is_unknown(id)) {
             return Err(Error::TokenOutOfRange { id, vocab_size });
         }
         if self.model.image_input() != ImageInput::Context {
@@ -219,7 +222,8 @@ impl<B: Backend> ModelSession<B> {
         let mut logits = Vec::new();
         let (mut done, mut used) = (0, 0);
         while done < prompt.ids.len() {
-            let end = self.chunk_end(sequence, prompt.ids, done);
+            let prefix = self.prefix(sequence, prompt.ids, done);
+            let end = (done + self.chunk.max(prefix)).min(prompt.ids.len());
             let ids = &prompt.ids[done..end];
             let rows = self.image_rows(ids);
             let x = self.embed(ids, &rows, features.as_ref(), used..used + rows.len());
@@ -228,7 +232,7 @@ impl<B: Backend> ModelSession<B> {
                 Some(places) => self.cache.step_at(sequence, &places[done..end]),
                 None => self.cache.step(&[(sequence, ids.len())]),
             };
-            let step = step.cancelled_by(prompt.cancel);
+            let step = step.with_prefix(prefix).cancelled_by(prompt.cancel);
             let hidden = self.model.forward(&x, &step, &mut self.cache);
             if step.is_cancelled() {
                 return Err(Error::Cancelled);
@@ -245,11 +249,10 @@ impl<B: Backend> ModelSession<B> {
         Ok(logits)
     }
 
-    /// Where the chunk that begins with token `start` of a prompt ends.
-    fn chunk_end(&self, sequence: SequenceId, ids: &[u32], start: usize) -> usize {
+    /// Tokens that see each other at the beginning of the chunk that begins with token `start` of a prompt.
+    fn prefix(&self, sequence: SequenceId, ids: &[u32], start: usize) -> usize {
         let is_first = start == 0 && self.cache.len(sequence) == 0;
-        let prefix = if is_first { self.model.prefix(ids) } else { 0 };
-        (start + self.chunk.max(prefix)).min(ids.len())
+        if is_first { self.model.prefix(ids) } else { 0 }
     }
 
     fn encode(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Result<ImageFeatures> {

@@ -19,6 +19,8 @@ pub enum Activation {
     QuickGelu,
     /// `max(x, 0)`, NaN for NaN.
     Relu,
+    /// `1 / (1 + e^-x)`.
+    Sigmoid,
 }
 
 impl Kernels {
@@ -47,6 +49,7 @@ pub(crate) fn activate<S: Simd>(simd: S, activation: Activation, values: &mut [f
         Activation::Silu => apply::<S, Silu>(simd, values),
         Activation::QuickGelu => apply::<S, QuickGelu>(simd, values),
         Activation::Relu => apply::<S, Relu>(simd, values),
+        Activation::Sigmoid => apply::<S, Sigmoid>(simd, values),
     }
 }
 
@@ -114,6 +117,15 @@ impl<S: Simd> Function<S> for Relu {
     }
 }
 
+struct Sigmoid;
+
+impl<S: Simd> Function<S> for Sigmoid {
+    #[inline(always)]
+    fn of(simd: S, x: S::F32) -> S::F32 {
+        sigmoid(simd, x)
+    }
+}
+
 #[inline(always)]
 fn apply<S: Simd, F: Function<S>>(simd: S, values: &mut [f32]) {
     let (chunks, rest) = S::chunks_mut(values);
@@ -178,8 +190,14 @@ pub(crate) mod tests {
         }
     }
 
-    const ALL: [Activation; 5] =
-        [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::QuickGelu, Activation::Relu];
+    const ALL: [Activation; 6] = [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Silu,
+        Activation::QuickGelu,
+        Activation::Relu,
+        Activation::Sigmoid,
+    ];
 
     fn definition(activation: Activation, x: f64) -> f64 {
         match activation {
@@ -193,6 +211,7 @@ pub(crate) mod tests {
             Activation::QuickGelu => x / (1.0 + (-f64::from(1.702f32) * x).exp()),
             Activation::Relu if x.is_nan() => x,
             Activation::Relu => x.max(0.0),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         }
     }
 

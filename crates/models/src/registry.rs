@@ -6,9 +6,11 @@ use ocelli_formats::Config;
 use crate::Model;
 use crate::deepseek_vl_v2::DeepseekVlV2;
 use crate::error::{Error, Result};
+use crate::fast_vlm::FastVlm;
 use crate::idefics3::Idefics3;
 use crate::llama::Llama;
 use crate::llava::Llava;
+use crate::moondream::Moondream;
 use crate::qwen_vl::{Qwen2Vl, Qwen25Vl};
 use crate::qwen2::Qwen2;
 use crate::qwen3_vl::Qwen3Vl;
@@ -51,9 +53,12 @@ macro_rules! families {
 
 families! {
     "deepseek_vl_v2", "DeepSeek-VL2 Tiny, Small", sees_images: true, DeepseekVlV2;
+    "fast_vlm", "FastVLM", sees_images: true, FastVlm;
     "idefics3", "Idefics3, SmolVLM", sees_images: true, Idefics3;
     "llama", "Llama 2, 3.x", sees_images: false, Llama;
     "llava", "LLaVA 1.5", sees_images: true, Llava;
+    "llava_qwen2", "FastVLM (Apple's names)", sees_images: true, FastVlm;
+    "moondream1", "Moondream 2", sees_images: true, Moondream;
     "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, Qwen2;
     "qwen2_5_vl", "Qwen2.5-VL", sees_images: true, Qwen25Vl;
     "qwen2_vl", "Qwen2-VL", sees_images: true, Qwen2Vl;

@@ -2,7 +2,9 @@
 
 mod clip;
 mod deepseek_vl_v2;
+mod fast_vlm;
 mod idefics3;
+mod moondream;
 mod qwen2_vl;
 
 use ocelli_formats::{Config, ModelFiles};
@@ -55,7 +57,13 @@ pub trait ImageProcessor: Send + Sync {
     /// The token whose embeddings the vision features replace, [`PreparedImage::vision_tokens`] times per picture.
     fn image_token(&self) -> &str;
 
-    /// The chat template of a family whose folders have none; it sees contents as lists.
+    /// Texts that stand for ids in a prompt although the tokenizer may not know them: [`ImageProcessor::image_token`], if
+    /// the model has no token for it, and what else the default template says in ids. The user's text is never one.
+    fn foreign_tokens(&self) -> Vec<(&'static str, Vec<u32>)> {
+        Vec::new()
+    }
+
+    /// The chat template of a family whose folders have none, or one that knows no pictures; it sees contents as lists.
     fn default_template(&self) -> Option<&'static str> {
         None
     }
@@ -118,8 +126,11 @@ type Constructor = fn(&Model<'_>) -> Result<Box<dyn ImageProcessor>>;
 
 const FAMILIES: &[(&str, Constructor)] = &[
     ("deepseek_vl_v2", deepseek_vl_v2::load),
+    ("fast_vlm", fast_vlm::load),
     ("idefics3", idefics3::load),
     ("llava", clip::load),
+    ("llava_qwen2", fast_vlm::load),
+    ("moondream1", moondream::load),
     ("qwen2_5_vl", qwen2_vl::load),
     ("qwen2_vl", qwen2_vl::load),
     ("qwen3_vl", qwen2_vl::load),

@@ -7,7 +7,7 @@ use ocelli_formats::{Config, ModelFiles};
 use crate::audio::MelExtractor;
 use crate::families::{ImageProcessor, Model, mel_extractor, of_model};
 use crate::image::{Detail, Image, ImageLimits, PreparedImage, decode_image};
-use crate::text::{ChatOptions, ChatTemplate, Content, ContentForm, Guard, Message, Tokenizer};
+use crate::text::{ChatOptions, ChatTemplate, Content, ContentForm, Guard, Message, Segment, Tokenizer};
 use crate::{Error, Result};
 
 /// Turns user content into what a model takes.
@@ -18,6 +18,10 @@ pub struct Processor {
     template: Option<(ChatTemplate, ContentForm)>,
     images: Option<Box<dyn ImageProcessor>>,
     mel: Option<MelExtractor>,
+    /// What stands for a picture's features among the ids.
+    image_id: Option<u32>,
+    /// Those that the tokenizer does not know.
+    foreign_tokens: Vec<(&'static str, Vec<u32>)>,
     limits: ImageLimits,
 }
 
@@ -43,8 +47,10 @@ impl Processor {
         let images = of_model(&Model { files, config, tokenizer: Some(&tokenizer) })?;
         let default = images.as_ref().and_then(|images| images.default_template());
         let template = match (ChatTemplate::load(files, tokenizer.named_tokens())?, default) {
-            (None, Some(source)) => Some(ChatTemplate::parse(source, DEFAULT_TEMPLATE, tokenizer.named_tokens())?),
-            (template, _) => template,
+            // One that wants text alone is that of the text model that the family was made from.
+            (Some(template), Some(_)) if template.content_form(true) == ContentForm::Parts => Some(template),
+            (_, Some(source)) => Some(ChatTemplate::parse(source, DEFAULT_TEMPLATE, tokenizer.named_tokens())?),
+            (template, None) => template,
         };
         let template = template.map(|template| {
             let form = template.content_form(images.is_some());
@@ -52,7 +58,16 @@ impl Processor {
         });
         let (label, model_type) = (files.label().to_string(), config.model_type().to_string());
         let mel = mel_extractor(files, config)?;
-        Ok(Self { label, model_type, tokenizer, template, images, mel, limits: ImageLimits::default() })
+        let mut foreign_tokens = images.as_ref().map(|images| images.foreign_tokens()).unwrap_or_default();
+        foreign_tokens.retain(|(text, _)| tokenizer.token_to_id(text).is_none());
+        let image_token = images.as_ref().map(|images| images.image_token());
+        let foreign = foreign_tokens.iter().find(|(text, _)| Some(*text) == image_token);
+        let image_id = match foreign {
+            Some((_, ids)) => ids.first().copied(),
+            None => image_token.and_then(|token| tokenizer.token_to_id(token)),
+        };
+        let limits = ImageLimits::default();
+        Ok(Self { label, model_type, tokenizer, template, images, image_id, foreign_tokens, mel, limits })
     }
 
     /// The model's tokenizer.
@@ -130,7 +145,13 @@ impl Processor {
         }
         let images = self.prepare(images, options.detail, &rendered)?;
         let text = self.expand(&rendered, &images);
-        let ids = self.tokenizer.encode_segments(&guard.segments(&text))?;
+        let mut ids = Vec::new();
+        for segment in guard.segments(&text) {
+            ids.extend(match segment {
+                Segment::Template(text) => self.encode(&text, false)?,
+                Segment::Literal(text) => self.tokenizer.encode_literal(&text)?,
+            });
+        }
         self.finish(guard.restore(&text).into_owned(), ids, images)
     }
 
@@ -161,7 +182,7 @@ impl Processor {
             _ if placeholders == n_tokens => text.to_string(),
             _ => return Err(Error::ImageCount { placeholders, images: n_images }),
         };
-        let mut ids = self.tokenizer.encode(&text, true)?;
+        let mut ids = self.encode(&text, true)?;
         // The text may spell out the BOS that the tokenizer adds anyway.
         if let (Some(bos), [first, second, ..]) = (self.tokenizer.bos(), &ids[..])
             && *first == bos
@@ -195,7 +216,8 @@ impl Processor {
     /// A guard over all text that comes from the user.
     fn guard(&self, messages: &[Message], options: &ChatOptions) -> Result<Guard> {
         let images = self.images.iter().flat_map(|images| [images.placeholder(), images.image_token()]);
-        let specials = self.tokenizer.specials().with(images);
+        let foreign = self.foreign_tokens.iter().map(|(token, _)| *token);
+        let specials = self.tokenizer.specials().with(images.chain(foreign));
         let mut others = String::new();
         for value in options.tools.iter().chain(options.variables.values()) {
             // Writing to a string cannot fail.
@@ -230,12 +252,34 @@ impl Processor {
         expanded
     }
 
+    /// The ids of a text with [`ImageProcessor::foreign_tokens`].
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        if self.foreign_tokens.is_empty() {
+            return self.tokenizer.encode(text, add_special_tokens);
+        }
+        let mut ids = Vec::new();
+        let mut rest = text;
+        loop {
+            let found =
+                self.foreign_tokens.iter().filter_map(|(token, ids)| Some((rest.find(token)?, token.len(), ids)));
+            // The longest, where several begin.
+            let next = found.min_by_key(|&(at, len, _)| (at, std::cmp::Reverse(len)));
+            let part = next.map_or(rest, |(at, ..)| &rest[..at]);
+            if !part.is_empty() {
+                ids.extend(self.tokenizer.encode(part, add_special_tokens && ids.is_empty())?);
+            }
+            let Some((at, len, foreign)) = next else { break };
+            ids.extend(foreign);
+            rest = &rest[at + len..];
+        }
+        Ok(ids)
+    }
+
     /// Checks that every vision feature has its token, and every token its feature.
     fn finish(&self, text: String, ids: Vec<u32>, images: Vec<PreparedImage>) -> Result<Prompt> {
         if let Some(processor) = &self.images {
             let token = processor.image_token();
-            let id = self.tokenizer.token_to_id(token);
-            let found = ids.iter().filter(|&&other| Some(other) == id).count();
+            let found = ids.iter().filter(|&&id| Some(id) == self.image_id).count();
             let expected = images.iter().map(|image| image.vision_tokens).sum();
             if found != expected {
                 return Err(Error::ImageTokens { token: token.into(), expected, found });

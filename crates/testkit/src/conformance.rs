@@ -70,6 +70,7 @@ fn linear<B: Backend>(backend: &B) {
         Activation::Silu,
         Activation::QuickGelu,
         Activation::Relu,
+        Activation::Sigmoid,
     ];
     let dtypes = [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F64];
     let mut random = Random::new(1);

@@ -374,6 +374,7 @@ fn activate(x: f64, activation: Activation) -> f64 {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
         Activation::Relu => x.max(0.0),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
     }
 }
 

@@ -18,9 +18,13 @@ macro_rules! published {
 published! {
     "deepseek-vl2-small",
     "deepseek-vl2-tiny",
+    "fastvlm-0.5b",
+    "fastvlm-1.5b",
+    "fastvlm-7b",
     "llama-3.2-1b",
     "llama-3.2-3b",
     "llava-1.5-7b",
+    "moondream2",
     "qwen2-vl-2b",
     "qwen2.5-0.5b",
     "qwen2.5-1.5b",

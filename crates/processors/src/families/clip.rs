@@ -12,28 +12,35 @@ use crate::{Error, Result};
 
 /// The CLIP image processor.
 #[derive(Debug)]
-struct Clip {
+pub(super) struct Clip {
     settings: Settings,
     table: PixelTable,
     vision_tokens: usize,
 }
 
+impl Clip {
+    pub(super) fn new(settings: Settings, vision_tokens: usize) -> Self {
+        let table = PixelTable::new(settings.rescale, settings.normalize);
+        Self { settings, table, vision_tokens }
+    }
+}
+
 /// What shapes the pixels; the keys are those of `preprocessor_config.json`.
 #[derive(Clone, Debug, PartialEq)]
-struct Settings {
+pub(super) struct Settings {
     /// The colour of what is added to make a square.
-    pad: Option<[u8; 3]>,
-    size: Option<Size>,
+    pub(super) pad: Option<[u8; 3]>,
+    pub(super) size: Option<Size>,
     /// Height and width.
-    crop: Option<(usize, usize)>,
-    filter: ResampleFilter,
-    rescale: Option<f64>,
-    normalize: Option<([f32; 3], [f32; 3])>,
+    pub(super) crop: Option<(usize, usize)>,
+    pub(super) filter: ResampleFilter,
+    pub(super) rescale: Option<f64>,
+    pub(super) normalize: Option<([f32; 3], [f32; 3])>,
 }
 
 /// What resizing aims at.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Size {
+pub(super) enum Size {
     ShortestEdge(usize),
     Exact { width: usize, height: usize },
 }
@@ -55,8 +62,7 @@ pub(super) fn load(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
     settings.check_size(model, vision.image_size)?;
     let keeps_class = root.get("vision_feature_select_strategy").and_then(|value| value.as_str()) == Some("full");
     let vision_tokens = per_side * per_side + usize::from(keeps_class);
-    let table = PixelTable::new(settings.rescale, settings.normalize);
-    Ok(Box::new(Clip { settings, table, vision_tokens }))
+    Ok(Box::new(Clip::new(settings, vision_tokens)))
 }
 
 impl ImageProcessor for Clip {
@@ -106,7 +112,7 @@ impl ImageProcessor for Clip {
 }
 
 impl Settings {
-    fn load(model: &Model<'_>) -> Result<Self> {
+    pub(super) fn load(model: &Model<'_>) -> Result<Self> {
         let (file, raw): (String, RawSettings) = preprocessor_config(model.files, "image_processor")?;
         let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
         let edge = |key: &str, value: usize| match value {
@@ -139,14 +145,19 @@ impl Settings {
         })
     }
 
-    /// The tower has one size; whatever else would come out of these settings is an error now, not a crash later.
-    fn check_size(&self, model: &Model<'_>, side: usize) -> Result<()> {
-        let square = match (self.crop, self.size) {
+    /// Height and width of every picture that comes out; `None` if pictures decide.
+    pub(super) fn output(&self) -> Option<(usize, usize)> {
+        match (self.crop, self.size) {
             (Some(crop), _) => Some(crop),
             (None, Some(Size::Exact { width, height })) => Some((height, width)),
             (None, Some(Size::ShortestEdge(side))) if self.pad.is_some() => Some((side, side)),
             (None, _) => None,
-        };
+        }
+    }
+
+    /// The tower has one size; whatever else would come out of these settings is an error now, not a crash later.
+    fn check_size(&self, model: &Model<'_>, side: usize) -> Result<()> {
+        let square = self.output();
         if square == Some((side, side)) {
             return Ok(());
         }

@@ -6,7 +6,7 @@ mod stream;
 mod template;
 mod tokenizer;
 
-pub(crate) use guard::Guard;
+pub(crate) use guard::{Guard, Segment};
 pub use stream::TokenStream;
 pub use template::{ChatOptions, ChatTemplate, Clock, Content, ContentForm, Message};
 pub use tokenizer::Tokenizer;

@@ -10,7 +10,7 @@ use tokenizers::{
     DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer as Inner, TokenizerImpl,
 };
 
-use super::guard::{Segment, SpecialTokens};
+use super::guard::SpecialTokens;
 use crate::{Error, Result};
 
 /// Text to ids and back, exactly as the model was trained. Cheap to clone.
@@ -88,18 +88,6 @@ impl Tokenizer {
 
     fn inner(&self) -> RwLockReadGuard<'_, Inner> {
         self.shared.inner.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The ids of consecutive pieces, each encoded on its own.
-    pub(crate) fn encode_segments(&self, segments: &[Segment]) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
-        for segment in segments {
-            ids.extend(match segment {
-                Segment::Template(text) => self.encode(text, false)?,
-                Segment::Literal(text) => self.encode_literal(text)?,
-            });
-        }
-        Ok(ids)
     }
 
     /// The text of ids; `skip_special` leaves special tokens out.

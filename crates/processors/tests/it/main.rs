@@ -9,6 +9,8 @@ mod decode;
 #[cfg(test)]
 mod deepseek_vl_v2;
 #[cfg(test)]
+mod fast_vlm;
+#[cfg(test)]
 mod idefics3;
 #[cfg(test)]
 mod resize;
