@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
+use ocelli_backend::Cancel;
 use ocelli_formats::ModelFiles;
 use ocelli_processors::Processor;
 
 use crate::error::{Error, Result};
 use crate::info::ModelInfo;
 use crate::loaded::{LoadProgress, LoadedModel};
+use crate::locate::{LocateJob, LocateRequest, Located};
 use crate::options::EngineOptions;
 use crate::request::{Generation, Request};
 use crate::serve::{Command, Job, Server};
@@ -92,6 +94,18 @@ impl Engine {
         // As in `submit`.
         let _ = self.worker.commands.send(Command::Transcribe(Box::new(job)));
         transcription
+    }
+
+    /// Finds something in a picture: waits for its turn and for the result.
+    ///
+    /// # Errors
+    /// [`Error::NoRegions`], [`Error::Cancelled`], and whatever went wrong with it.
+    pub fn locate(&self, request: LocateRequest, cancel: &Cancel) -> Result<Located> {
+        let (result, received) = channel();
+        let job = LocateJob { request, cancel: cancel.clone(), result };
+        // As in `submit`.
+        let _ = self.worker.commands.send(Command::Locate(Box::new(job)));
+        received.recv().unwrap_or(Err(Error::Stopped))
     }
 
     /// What the model is.

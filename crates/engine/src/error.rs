@@ -59,6 +59,12 @@ pub enum Error {
         /// From `config.json`.
         model_type: String,
     },
+    /// A model that has only words for places was asked for numbers.
+    #[error("{model_type} models do not tell where things are")]
+    NoRegions {
+        /// From `config.json`.
+        model_type: String,
+    },
     /// A prompt without a picture (or a recording) for a model that has nothing else to start from.
     #[error("{model_type} models answer only about a picture or a recording")]
     NothingToLookAt {

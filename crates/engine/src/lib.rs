@@ -3,6 +3,7 @@
 //! - [`Engine`]: a loaded model behind a queue; [`Engine::submit`] a [`Request`], read [`Event`]s from the
 //!   [`Generation`], end with an [`Answer`].
 //! - [`Engine::transcribe`]: recordings to text, as [`TranscribeEvent`]s and a [`Transcript`].
+//! - [`Engine::locate`]: where something is in a picture.
 //! - [`Session`]: the model itself, as an object without a backend's type, for those who write their own loops.
 //! - [`parity`] and [`metamorphic`]: is the model what the reference is, and does it keep its promises?
 //! - [`demo`]: the small model that is built in, and how often it is right.
@@ -40,6 +41,7 @@ mod error;
 mod generate;
 mod info;
 mod loaded;
+mod locate;
 mod memory;
 pub mod metamorphic;
 mod options;
@@ -58,11 +60,12 @@ pub use engine::Engine;
 pub use error::{Error, Result};
 pub use info::ModelInfo;
 pub use loaded::{LoadProgress, LoadedModel};
+pub use locate::{LocateRequest, Located, Region};
 pub use ocelli_backend::{Cancel, Held, Part, Quant, Role, SequenceId};
 pub use ocelli_backend_cpu::KvPrecision;
 pub use options::{EarlyStopping, EngineOptions, GenerateOptions, GenerationDefaults};
 pub use pack_cache::PackCache;
 pub use quantize::{QuantizeReport, QuantizedKind, quantize};
 pub use request::{Event, Generation, Input, Request};
-pub use session::{Align, ImageFeatures, LogitRows, Prefill, Session};
+pub use session::{Align, ImageFeatures, LogitRows, Looked, Prefill, Session};
 pub use speech::{Segment, TranscribeEvent, TranscribeOptions, Transcript, Transcription, Word};

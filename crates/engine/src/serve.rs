@@ -13,10 +13,11 @@ use crate::engine::panicked;
 use crate::error::{Error, Result};
 use crate::generate::{Outcome, Random, Task, generate};
 use crate::info::ModelInfo;
+use crate::locate::{LocateJob, LocateRequest, Located};
 use crate::memory::MemoryBudget;
 use crate::options::GenerateOptions;
 use crate::request::{Event, Request};
-use crate::session::{ImageFeatures, Session};
+use crate::session::{ImageFeatures, LogitRows, Looked, Prefill, Session};
 use crate::speech::{Speech, SpeechTokens, TranscribeEvent, TranscribeJob, Transcript};
 use crate::vision_cache::VisionCache;
 
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Generate(Box<Job>),
     /// Transcribe a recording.
     Transcribe(Box<TranscribeJob>),
+    /// Find something in a picture.
+    Locate(Box<LocateJob>),
     /// End the thread; jobs still queued are dropped, which their callers see as [`Error::Stopped`].
     Stop,
 }
@@ -90,6 +93,10 @@ impl Server {
                     let result = self.guarded(|server| server.transcribe(&job));
                     job.events.send(result.map(TranscribeEvent::Done)).is_ok()
                 }
+                Command::Locate(job) => {
+                    let result = self.guarded(|server| server.locate(&job));
+                    job.result.send(result).is_ok()
+                }
                 Command::Stop => return,
             };
         }
@@ -114,6 +121,29 @@ impl Server {
             return Err(Error::NoHearing { model_type: self.model_type.clone() });
         };
         Speech { session: self.session.as_mut(), processor: &self.processor, extractor, tokens }.transcribe(job)
+    }
+
+    fn locate(&mut self, job: &LocateJob) -> Result<Located> {
+        let start = Instant::now();
+        let LocateRequest { image, thing, boxes, max_regions } = &job.request;
+        let Some(prompt) = self.processor.locating_prompt(thing, image, *boxes)? else {
+            return Err(Error::NoRegions { model_type: self.model_type.clone() });
+        };
+        let most = GenerateOptions { max_tokens: Some(3 * max_regions + 1), ..GenerateOptions::greedy() };
+        self.check_room(&prompt, &most)?;
+        let features = self.encode_images(&prompt.images, &job.cancel)?;
+        if job.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let ids = &prompt.ids;
+        let prefill = Prefill { ids, images: &features, rows: LogitRows::Last, cancel: &job.cancel };
+        let looked = Looked { prompt: prefill, boxes: *boxes, max_regions: *max_regions, end_ids: &self.end_ids };
+        let sequence = self.session.start();
+        let regions = self.session.locate(sequence, looked);
+        self.session.end(sequence);
+        let image = prompt.images.first().map(image_use).ok_or(Error::EmptyPrompt)?;
+        let total_ms = start.elapsed().as_secs_f64() * 1e3;
+        Ok(Located { regions: regions?, image, prompt_tokens: ids.len(), total_ms })
     }
 
     fn answer(&mut self, job: &Job) -> Result<Answer> {
@@ -245,7 +275,6 @@ mod tests {
 
     use super::*;
     use crate::answer::FinishDetail;
-    use crate::session::Prefill;
     use crate::{Engine, EngineOptions, Input, LoadedModel};
 
     /// What happens to the logits of each decoding step.
@@ -287,6 +316,9 @@ mod tests {
         }
         fn align(&mut self, text: crate::session::Align<'_>) -> Result<(ocelli_models::Alignment, Vec<f32>)> {
             self.inner.align(text)
+        }
+        fn locate(&mut self, sequence: SequenceId, looked: Looked<'_>) -> Result<Vec<crate::Region>> {
+            self.inner.locate(sequence, looked)
         }
         fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
             self.inner.read_features(features)

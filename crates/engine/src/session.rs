@@ -11,6 +11,8 @@ use ocelli_models::{Alignment, ImageInput, Model, PixelValues};
 use ocelli_processors::{LogMel, PreparedImage};
 
 use crate::error::{Error, Result};
+use crate::generate::argmax;
+use crate::locate::Region;
 
 /// A loaded model with its cache. Several sequences may be alive at once; none depends on the others.
 pub trait Session: Send {
@@ -89,6 +91,13 @@ pub trait Session: Send {
     /// [`Error::NoHearing`]; those of [`Session::prefill`].
     fn align(&mut self, text: Align<'_>) -> Result<(Alignment, Vec<f32>)>;
 
+    /// Where the model sees what a prompt asks for: appends the prompt to a sequence, and then every number that the
+    /// model gives.
+    ///
+    /// # Errors
+    /// [`Error::NoRegions`], [`Error::NotFinite`]; those of [`Session::prefill`].
+    fn locate(&mut self, sequence: SequenceId, looked: Looked<'_>) -> Result<Vec<Region>>;
+
     /// Forgets every sequence and frees the cache, also after a panic half-way through a step.
     fn reset(&mut self);
 }
@@ -104,6 +113,19 @@ pub struct Prefill<'a> {
     pub rows: LogitRows,
     /// Looked at between two layers.
     pub cancel: &'a Cancel,
+}
+
+/// What [`Session::locate`] looks for.
+#[derive(Clone, Copy)]
+pub struct Looked<'a> {
+    /// The question.
+    pub prompt: Prefill<'a>,
+    /// Whether things have sizes.
+    pub boxes: bool,
+    /// Most that are found.
+    pub max_regions: usize,
+    /// Tokens that say that there is no more.
+    pub end_ids: &'a [u32],
 }
 
 /// What [`Session::align`] aligns.
@@ -215,13 +237,14 @@ impl<B: Backend> ModelSession<B> {
     }
 
     /// Computes the tokens of a checked prompt, in chunks.
-    fn append(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<Vec<f32>> {
+    /// Returns the logits that are wanted, and the last token's hidden state.
+    fn append(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<(Vec<f32>, Tensor<B>)> {
         let features = self.concatenated(prompt.images);
         let grids: Vec<[usize; 3]> = prompt.images.iter().map(|features| features.grid).collect();
         let places = self.model.places(prompt.ids, &grids, self.cache.next_place(sequence));
         let mut logits = Vec::new();
         let (mut done, mut used) = (0, 0);
-        while done < prompt.ids.len() {
+        loop {
             let prefix = self.prefix(sequence, prompt.ids, done);
             let end = (done + self.chunk.max(prefix)).min(prompt.ids.len());
             let ids = &prompt.ids[done..end];
@@ -238,15 +261,37 @@ impl<B: Backend> ModelSession<B> {
                 return Err(Error::Cancelled);
             }
             done = end;
-            match prompt.rows {
-                LogitRows::All => logits.extend(self.model.logits(&hidden).to_vec()),
-                LogitRows::Last if done == prompt.ids.len() => {
-                    logits = self.model.logits(&hidden.gather_rows(&[ids.len() - 1])).to_vec();
+            if prompt.rows == LogitRows::All {
+                logits.extend(self.model.logits(&hidden).to_vec());
+            }
+            if done == prompt.ids.len() {
+                let last = hidden.gather_rows(&[ids.len() - 1]);
+                if prompt.rows == LogitRows::Last {
+                    logits = self.model.logits(&last).to_vec();
                 }
-                LogitRows::Last => {}
+                return Ok((logits, last));
             }
         }
-        Ok(logits)
+    }
+
+    /// Appends one embedding to a sequence; returns its hidden state.
+    fn advance(&mut self, sequence: SequenceId, embedding: &Tensor<B>) -> Tensor<B> {
+        let step = self.cache.step(&[(sequence, 1)]);
+        self.model.forward(embedding, &step, &mut self.cache)
+    }
+
+    /// Reads one thing's numbers, from the hidden state that announced it; returns the next hidden state, too.
+    fn region(&mut self, sequence: SequenceId, hidden: &Tensor<B>, boxes: bool) -> Option<(Region, Tensor<B>)> {
+        let x = self.model.locator()?.read_place(hidden);
+        let hidden = self.advance(sequence, &self.model.locator()?.embed_place(x));
+        let y = self.model.locator()?.read_place(&hidden);
+        let hidden = self.advance(sequence, &self.model.locator()?.embed_place(y));
+        if !boxes {
+            return Some((Region { x, y, size: None }, hidden));
+        }
+        let size = self.model.locator()?.read_size(&hidden);
+        let hidden = self.advance(sequence, &self.model.locator()?.embed_size(size));
+        Some((Region { x, y, size: Some(size) }, hidden))
     }
 
     /// Tokens that see each other at the beginning of the chunk that begins with token `start` of a prompt.
@@ -352,12 +397,38 @@ impl<B: Backend> Session for ModelSession<B> {
         self.check(sequence, prompt)?;
         let _step = self.backend.begin_step();
         if self.model.image_input() != ImageInput::Context || self.cache.len(sequence) > 0 {
-            return self.append(sequence, prompt);
+            return Ok(self.append(sequence, prompt)?.0);
         }
         let features: Vec<&Tensor<B>> = prompt.images.iter().map(|features| self.tensor(features)).collect();
         let (context, ids) = self.model.context(prompt.ids, &features);
         self.cache.set_context(sequence, context);
-        self.append(sequence, Prefill { ids: &ids, ..prompt })
+        Ok(self.append(sequence, Prefill { ids: &ids, ..prompt })?.0)
+    }
+
+    fn locate(&mut self, sequence: SequenceId, looked: Looked<'_>) -> Result<Vec<Region>> {
+        let Looked { prompt, boxes, max_regions, end_ids } = looked;
+        if self.model.locator().is_none() {
+            return Err(Error::NoRegions { model_type: self.model_type.clone() });
+        }
+        self.check(sequence, prompt)?;
+        let _step = self.backend.begin_step();
+        let (mut logits, mut hidden) = self.append(sequence, Prefill { rows: LogitRows::Last, ..prompt })?;
+        let mut regions = Vec::new();
+        while regions.len() < max_regions && self.cache.len(sequence) + 3 <= self.context_length() {
+            let tokens = self.cache.len(sequence);
+            let token = argmax(&logits).ok_or(Error::NotFinite { tokens })?;
+            if end_ids.contains(&(token as u32)) {
+                break;
+            }
+            if prompt.cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let Some((region, next)) = self.region(sequence, &hidden, boxes) else { break };
+            regions.push(region);
+            logits = self.model.logits(&next).to_vec();
+            hidden = next;
+        }
+        Ok(regions)
     }
 
     fn decode(&mut self, next: &[(SequenceId, u32)]) -> Vec<f32> {

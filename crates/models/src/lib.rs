@@ -15,6 +15,7 @@ mod idefics3;
 mod llama;
 mod llava;
 mod moondream;
+mod moondream_region;
 mod mrope;
 mod qwen2;
 mod qwen2_5_vl;
@@ -97,6 +98,11 @@ pub trait Model<B: Backend>: Send + Sync {
         panic!("{} ids and {} pictures for a model without cross-attention", ids.len(), features.len())
     }
 
+    /// How the model says where things are; `None` for those that only have words for it.
+    fn locator(&self) -> Option<&dyn Locator<B>> {
+        None
+    }
+
     /// Embeddings (of [`Model::join`] where there are pictures) -> normalised hidden states `[R, hidden]`; appends the
     /// step to `kv`.
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B>;
@@ -133,6 +139,23 @@ pub struct Alignment {
     pub rows: usize,
     /// Moments of the recording, the first ones that the features tell of.
     pub columns: usize,
+}
+
+/// Numbers among tokens: a model that points at things says them in hidden states (of [`Model::forward`], one row) and
+/// reads them as embeddings (one row), in the order of [`Self::read_place`] across, down, and the size. Fractions of the
+/// picture's sides.
+pub trait Locator<B: Backend>: Send + Sync {
+    /// Where a thing's middle is on the next axis.
+    fn read_place(&self, hidden: &Tensor<B>) -> f32;
+
+    /// What the model reads for it.
+    fn embed_place(&self, place: f32) -> Tensor<B>;
+
+    /// A thing's width and height.
+    fn read_size(&self, hidden: &Tensor<B>) -> [f32; 2];
+
+    /// What the model reads for them.
+    fn embed_size(&self, size: [f32; 2]) -> Tensor<B>;
 }
 
 /// How a model takes pictures.

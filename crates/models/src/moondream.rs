@@ -15,7 +15,8 @@ use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::error::{Result, require};
-use crate::{ImageInput, Model, PixelValues};
+use crate::moondream_region::{self, Region};
+use crate::{ImageInput, Locator, Model, PixelValues};
 
 /// `config` of `config.json`, which published checkpoints leave empty: defaults are those of upstream's code.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -23,6 +24,7 @@ use crate::{ImageInput, Model, PixelValues};
 struct Config {
     text: TextConfig,
     vision: VisionConfig,
+    region: moondream_region::Config,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -108,6 +110,7 @@ pub(crate) struct Moondream<B: Backend> {
     blocks: Vec<DecoderLayer<B>>,
     post_ln: LayerNorm<B>,
     lm_head: Linear<B>,
+    region: Region<B>,
     rope: Rope,
     config: TextConfig,
 }
@@ -116,7 +119,7 @@ impl<B: Backend> Moondream<B> {
     /// Loads a checkpoint of 2025 or later.
     pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
         let section = config.section("config");
-        let Config { text, vision } = match &section {
+        let Config { text, vision, region } = match &section {
             Some(section) => parse(section)?,
             None => Config::default(),
         };
@@ -130,6 +133,8 @@ impl<B: Backend> Moondream<B> {
             blocks: (0..text.n_layers).map(layer).collect::<Result<_>>()?,
             post_ln: w.layer_norm("post_ln", text.dim, NORM_EPS)?,
             lm_head: w.output_bias("lm_head", text.dim, text.vocab_size)?,
+            // Few weights, and every bin counts.
+            region: Region::load(&weights.at("model.region").vision(), &region, text.dim)?,
             rope: Rope::new(text.head_dim() / 2, ROPE_THETA, None),
             config: text,
         };
@@ -176,6 +181,10 @@ impl<B: Backend> Model<B> for Moondream<B> {
 
     fn prefix(&self, ids: &[u32]) -> usize {
         if ids.get(1) == Some(&self.image_token()) { self.config.prefix_attn } else { 0 }
+    }
+
+    fn locator(&self) -> Option<&dyn Locator<B>> {
+        Some(&self.region)
     }
 
     /// Hidden states before the last norm, which [`Self::logits`] applies.
@@ -376,14 +385,18 @@ impl<B: Backend> DecoderLayer<B> {
 }
 
 /// `fc2(gelu(fc1(x)))`.
-struct Mlp<B: Backend> {
+pub(crate) struct Mlp<B: Backend> {
     fc1: Linear<B>,
     fc2: Linear<B>,
 }
 
 impl<B: Backend> Mlp<B> {
-    fn load(w: &Weights<B>, inputs: usize, inner: usize, outputs: usize) -> Result<Self> {
+    pub(crate) fn load(w: &Weights<B>, inputs: usize, inner: usize, outputs: usize) -> Result<Self> {
         Ok(Self { fc1: w.linear_bias("fc1", inputs, inner)?, fc2: w.linear_bias("fc2", inner, outputs)? })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
+        self.fc2.forward(&self.fc1.forward_then(x, Activation::GeluTanh))
     }
 
     fn forward_add(&self, x: &Tensor<B>, residual: &Tensor<B>) -> Tensor<B> {
@@ -419,9 +432,6 @@ fn parse(section: &Section) -> Result<Config> {
 
 /// Upstream's modules are dictionaries, whose own parameters have no `weight`.
 fn rename(name: &str) -> Renamed {
-    if name.starts_with("model.region.") {
-        return Renamed::Ignored;
-    }
     Renamed::To(if name == "model.text.wte" { "model.text.wte.weight".to_owned() } else { name.to_owned() })
 }
 

@@ -63,6 +63,13 @@ pub trait ImageProcessor: Send + Sync {
         Vec::new()
     }
 
+    /// What stands before and behind the words for a thing in a prompt that asks where it is: for its places alone, or
+    /// for boxes around it. `None` for families that have only words for that.
+    fn locating_prompt(&self, boxes: bool) -> Option<[&'static str; 2]> {
+        let _ = boxes;
+        None
+    }
+
     /// The chat template of a family whose folders have none, or one that knows no pictures; it sees contents as lists.
     fn default_template(&self) -> Option<&'static str> {
         None

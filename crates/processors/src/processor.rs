@@ -145,13 +145,7 @@ impl Processor {
         }
         let images = self.prepare(images, options.detail, &rendered)?;
         let text = self.expand(&rendered, &images);
-        let mut ids = Vec::new();
-        for segment in guard.segments(&text) {
-            ids.extend(match segment {
-                Segment::Template(text) => self.encode(&text, false)?,
-                Segment::Literal(text) => self.tokenizer.encode_literal(&text)?,
-            });
-        }
+        let ids = self.encode_guarded(&guard, &text)?;
         self.finish(guard.restore(&text).into_owned(), ids, images)
     }
 
@@ -192,6 +186,22 @@ impl Processor {
             ids.remove(0);
         }
         self.finish(text, ids, images)
+    }
+
+    /// A prompt that asks where something is in a picture, in numbers: boxes around it, or only places. `None` for models
+    /// that have only words for that.
+    ///
+    /// # Errors
+    /// [`Error::NoPixels`], [`Error::Encode`], [`Error::ImageTokens`].
+    pub fn locating_prompt(&self, thing: &str, image: &Image, boxes: bool) -> Result<Option<Prompt>> {
+        let around = self.images.as_ref().and_then(|images| images.locating_prompt(boxes));
+        let Some([before, behind]) = around else { return Ok(None) };
+        let guard = self.guard(&[Message::text("user", thing)], &ChatOptions::answer())?;
+        let rendered = format!("{before}{}{behind}", guard.protect(thing));
+        let images = self.prepare(std::slice::from_ref(image), Detail::Auto, &rendered)?;
+        let text = self.expand(&rendered, &images);
+        let ids = self.encode_guarded(&guard, &text)?;
+        self.finish(guard.restore(&text).into_owned(), ids, images).map(Some)
     }
 
     /// What stands for a picture in a prompt; empty for text models.
@@ -250,6 +260,18 @@ impl Processor {
             expanded += part;
         }
         expanded
+    }
+
+    /// The ids of a text whose user's parts are guarded.
+    fn encode_guarded(&self, guard: &Guard, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for segment in guard.segments(text) {
+            ids.extend(match segment {
+                Segment::Template(text) => self.encode(&text, false)?,
+                Segment::Literal(text) => self.tokenizer.encode_literal(&text)?,
+            });
+        }
+        Ok(ids)
     }
 
     /// The ids of a text with [`ImageProcessor::foreign_tokens`].

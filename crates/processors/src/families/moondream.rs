@@ -122,6 +122,14 @@ impl ImageProcessor for Moondream {
         ]
     }
 
+    fn locating_prompt(&self, boxes: bool) -> Option<[&'static str; 2]> {
+        let Templates { detect, point, .. } = &self.templates;
+        match boxes {
+            true => detect.is_some().then_some(["<|bos|><image><|detect|> ", "<|boxes|>"]),
+            false => point.is_some().then_some(["<|bos|><image><|point|> ", "<|points|>"]),
+        }
+    }
+
     fn default_template(&self) -> Option<&'static str> {
         Some(TEMPLATE)
     }
