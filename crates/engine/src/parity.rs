@@ -3,8 +3,9 @@
 //! A parity folder is a model folder that also holds `reference.json` (`prompt`, run as it is; optionally
 //! `max_new_tokens`), `reference.safetensors` and the prompt's pictures `image0.png`, `image1.png` and so on, or its
 //! recording as a tensor `in.waveform` of samples. Of the tensors these are compared, where they exist: `in.input_ids`,
-//! `in.pixel_values`, `in.input_features`, `out.image_features` (or one tensor per picture, `out.image_features.0` …),
-//! `out.audio_features` (the first of them), `out.logits`, `out.greedy_ids`, `out.beam<N>_ids` and `out.beam<N>_scores`.
+//! `in.pixel_values`, `in.input_features`, `out.image_features` (or one tensor per picture, `out.image_features.0` …; of
+//! features that deeper layers get too, the first columns), `out.audio_features` (the first of them), `out.logits`,
+//! `out.greedy_ids`, `out.beam<N>_ids` and `out.beam<N>_scores`.
 //! With a `config.tf5.json` (the spelling of transformers 5) all of it runs once more.
 //!
 //! The relative difference of two tensors a (ours) and b (the reference's) is `max |a - b| / max |b|`: one number for

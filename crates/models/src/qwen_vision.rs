@@ -14,8 +14,9 @@ use crate::error::{Result, require};
 /// The fields of `vision_config` that shape patches; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct PatchConfig {
-    #[serde(default = "default_in_channels", alias = "in_chans")]
-    in_channels: usize,
+    in_channels: Option<usize>,
+    /// What published configs call it; re-saved ones have both.
+    in_chans: Option<usize>,
     patch_size: usize,
     #[serde(default = "default_two")]
     temporal_patch_size: usize,
@@ -33,7 +34,7 @@ impl PatchConfig {
         let divides = heads > 0 && hidden > 0 && hidden.is_multiple_of(4 * heads);
         require(section, divides, "num_heads", heads, "heads of a multiple of 4 elements")?;
         for (key, value) in [
-            ("in_channels", config.in_channels),
+            ("in_channels", config.in_channels()),
             ("patch_size", config.patch_size),
             ("temporal_patch_size", config.temporal_patch_size),
             ("spatial_merge_size", config.spatial_merge_size),
@@ -41,6 +42,10 @@ impl PatchConfig {
             require(section, (1..=MAX_PATCH).contains(&value), key, value, "a small positive number")?;
         }
         Ok(config)
+    }
+
+    fn in_channels(&self) -> usize {
+        self.in_channels.or(self.in_chans).unwrap_or(3)
     }
 
     /// s: patches per side of a token.
@@ -55,9 +60,9 @@ impl PatchConfig {
 
     /// `patch_embed.proj`: a convolution over some frames, as a product with flattened patches.
     pub(crate) fn embedding<B: Backend>(&self, w: &Weights<B>, hidden: usize, has_bias: bool) -> Result<Linear<B>> {
-        let &Self { in_channels, patch_size, temporal_patch_size, .. } = self;
+        let &Self { patch_size, temporal_patch_size, .. } = self;
         let window = [temporal_patch_size, patch_size, patch_size];
-        Ok(w.frames_embedding("patch_embed.proj", in_channels, window, hidden, has_bias)?)
+        Ok(w.frames_embedding("patch_embed.proj", self.in_channels(), window, hidden, has_bias)?)
     }
 
     /// Loads `merger` or its like: `w` is where the two layers are.
@@ -187,10 +192,6 @@ impl<B: Backend> Merger<B> {
 const THETA: f64 = 10_000.0;
 /// No tower has patches of more pixels per side; larger ones would be a damaged file.
 const MAX_PATCH: usize = 256;
-
-fn default_in_channels() -> usize {
-    3
-}
 
 fn default_two() -> usize {
     2

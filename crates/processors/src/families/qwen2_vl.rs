@@ -136,7 +136,7 @@ impl Settings {
             ("patch_size", self.patch, tower.patch_size),
             ("temporal_patch_size", self.frames, tower.temporal_patch_size),
             ("spatial_merge_size", self.merge, tower.spatial_merge_size),
-            ("in_channels", 3, tower.in_channels),
+            ("in_channels", 3, tower.in_channels.or(tower.in_chans).unwrap_or(3)),
         ] {
             if expected != found {
                 let message = format!("{found} does not fit pictures prepared for {expected}");
@@ -197,8 +197,8 @@ impl Settings {
 #[derive(Deserialize)]
 #[serde(default)]
 struct VisionConfig {
-    #[serde(alias = "in_chans")]
-    in_channels: usize,
+    in_channels: Option<usize>,
+    in_chans: Option<usize>,
     patch_size: usize,
     temporal_patch_size: usize,
     spatial_merge_size: usize,
@@ -206,7 +206,7 @@ struct VisionConfig {
 
 impl Default for VisionConfig {
     fn default() -> Self {
-        Self { in_channels: 3, patch_size: 14, temporal_patch_size: 2, spatial_merge_size: 2 }
+        Self { in_channels: None, in_chans: None, patch_size: 14, temporal_patch_size: 2, spatial_merge_size: 2 }
     }
 }
 

@@ -13,6 +13,8 @@ mod fast_vlm;
 #[cfg(test)]
 mod idefics3;
 #[cfg(test)]
+mod qwen2_vl;
+#[cfg(test)]
 mod resize;
 #[cfg(test)]
 mod support;
