@@ -63,6 +63,7 @@ pub(crate) enum Command {
     Transcribe(Box<TranscribeArgs>),
     Pull(PullArgs),
     List(ListArgs),
+    Models(ModelsArgs),
     Rm(RmArgs),
     Show(ShowArgs),
     Quantize(QuantizeArgs),
@@ -208,6 +209,22 @@ pub(crate) struct PullArgs {
     pub(crate) json: bool,
 }
 
+/// Show which families of models are supported, in which sizes, and how much memory they take
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ocelli models
+  ocelli models --json | jq '.[].sizes[] | select(.weight_bytes_at.q4 < 4e9) | .id'")]
+pub(crate) struct ModelsArgs {
+    /// Print a JSON array
+    #[arg(long, conflicts_with = "md")]
+    pub(crate) json: bool,
+
+    /// Print a Markdown table
+    #[arg(long)]
+    pub(crate) md: bool,
+}
+
 /// List the models on this machine
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -307,13 +324,17 @@ Examples:
   ocelli eval parity fixtures/smolvlm
   ocelli eval parity fixtures/* --json")]
 pub(crate) struct EvalParityArgs {
-    /// Folders with a checkpoint and its reference
+    /// Folders with a checkpoint and its reference, or folders of such folders
     #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
     pub(crate) folders: Vec<PathBuf>,
 
     /// Print a JSON array
-    #[arg(long)]
+    #[arg(long, conflicts_with = "md")]
     pub(crate) json: bool,
+
+    /// Print a Markdown table with one row per family
+    #[arg(long)]
+    pub(crate) md: bool,
 
     #[command(flatten)]
     pub(crate) device: DeviceArgs,

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => commands::chat::run(args),
         Command::Transcribe(args) => commands::transcribe::run(args),
         Command::Pull(args) => commands::pull::run(args),
+        Command::Models(args) => commands::models::run(args),
         Command::List(args) => commands::list::run(args),
         Command::Rm(args) => commands::rm::run(args),
         Command::Show(args) => commands::show::run(args),

@@ -137,6 +137,14 @@ pub(crate) fn request(
     Request { input, options }
 }
 
+/// A part of an answer.
+#[derive(Clone, Copy)]
+pub(crate) enum Piece<'a> {
+    /// Of what the model thinks before it answers.
+    Thought(&'a str),
+    Text(&'a str),
+}
+
 /// Answers a request, handing every piece of text on as it comes. Ctrl-C ends the answer. To a chat's answer the
 /// space that many models begin with belongs to the prompt: it is left out.
 ///
@@ -146,7 +154,7 @@ pub(crate) fn answer(
     engine: &Engine,
     request: Request,
     graceful: &Graceful,
-    mut on_text: impl FnMut(&str) -> std::io::Result<()>,
+    mut on_piece: impl FnMut(Piece<'_>) -> std::io::Result<()>,
 ) -> Result<Answer, Failure> {
     let mut at_start = matches!(request.input, Input::Chat { .. });
     let trim = |text: &str, at_start: bool| if at_start { text.trim_start().to_owned() } else { text.to_owned() };
@@ -159,8 +167,9 @@ pub(crate) fn answer(
             Event::Text { piece, .. } => {
                 let piece = trim(&piece, at_start);
                 at_start &= piece.is_empty();
-                on_text(&piece)?;
+                on_piece(Piece::Text(&piece))?;
             }
+            Event::Reasoning { piece, .. } => on_piece(Piece::Thought(&piece))?,
             Event::Done(answer) => return Ok(Answer { text: trim(&answer.text, is_chat), ..answer }),
         }
     }

@@ -10,6 +10,9 @@ pub(crate) struct Record {
     pub(crate) image: OneOrMany<String>,
     pub(crate) model: String,
     pub(crate) text: Option<String>,
+    /// What the model thought before it answered; left out where it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<String>,
     pub(crate) token_ids: Option<Vec<u32>>,
     pub(crate) finish_reason: Option<FinishReason>,
     /// Width and height of the picture as given, in pixels.
@@ -51,6 +54,7 @@ impl Record {
             image: images.iter().cloned().collect(),
             model: model.to_owned(),
             text: Some(answer.text.clone()),
+            reasoning_content: answer.reasoning.clone(),
             token_ids: Some(answer.token_ids.clone()),
             finish_reason: Some(answer.finish_reason),
             image_size: answer.images.iter().map(|image| image.image_size).collect(),
@@ -69,6 +73,7 @@ impl Record {
             image: images.iter().cloned().collect(),
             model: model.to_owned(),
             text: None,
+            reasoning_content: None,
             token_ids: None,
             finish_reason: None,
             image_size: OneOrMany::None(()),

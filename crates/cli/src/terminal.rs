@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::model::Piece;
+
 /// Colours, or none.
 #[derive(Clone, Copy)]
 pub(crate) struct Style {
@@ -106,6 +108,41 @@ pub(crate) fn print_answer(text: &str) -> std::io::Result<()> {
     if stdout().is_terminal() { print(&printable(text)) } else { print(text) }
 }
 
+/// Shows an answer as it comes. What the model thinks before is shown to people at a terminal only, paler.
+pub(crate) struct AnswerPrinter {
+    style: Style,
+    is_terminal: bool,
+    is_thinking: bool,
+}
+
+impl AnswerPrinter {
+    pub(crate) fn new() -> Self {
+        Self { style: Style::of_stdout(), is_terminal: stdout().is_terminal(), is_thinking: false }
+    }
+
+    /// # Errors
+    /// When the reader has gone.
+    pub(crate) fn show(&mut self, piece: Piece<'_>) -> std::io::Result<()> {
+        print(&self.shown(piece))
+    }
+
+    fn shown(&mut self, piece: Piece<'_>) -> String {
+        match piece {
+            Piece::Text(text) if !self.is_terminal => text.to_owned(),
+            Piece::Text("") => String::new(),
+            Piece::Text(text) => {
+                let end = if std::mem::take(&mut self.is_thinking) { "\n\n" } else { "" };
+                format!("{end}{}", printable(text))
+            }
+            Piece::Thought(_) if !self.is_terminal => String::new(),
+            Piece::Thought(text) => {
+                self.is_thinking = true;
+                self.style.dim(&printable(text))
+            }
+        }
+    }
+}
+
 /// The word that JSON has for a value.
 pub(crate) fn word(value: impl serde::Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
@@ -150,6 +187,21 @@ pub(crate) fn bytes(bytes: u64) -> String {
     if unit_idx == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit_idx]) }
 }
 
+/// 256.5 M, 1.5 B.
+pub(crate) fn count(parameters: u64) -> String {
+    match parameters as f64 {
+        n if n >= 1e9 => format!("{:.2} B", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} M", n / 1e6),
+        n if n >= 1e3 => format!("{:.1} k", n / 1e3),
+        _ => parameters.to_string(),
+    }
+}
+
+/// Bytes in gigabytes, for columns.
+pub(crate) fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,7 +225,22 @@ mod tests {
     }
 
     #[test]
+    fn thoughts_are_paler_and_for_terminals_only() {
+        let shown = |is_terminal, colours| {
+            let mut printer = AnswerPrinter { style: Style { colours }, is_terminal, is_thinking: false };
+            let pieces =
+                [Piece::Thought("h"), Piece::Thought("m"), Piece::Text(""), Piece::Text("yes"), Piece::Text("!")];
+            pieces.map(|piece| printer.shown(piece)).concat()
+        };
+        assert_eq!(shown(true, true), "\x1b[2mh\x1b[0m\x1b[2mm\x1b[0m\n\nyes!");
+        assert_eq!(shown(true, false), "hm\n\nyes!");
+        assert_eq!(shown(false, false), "yes!");
+    }
+
+    #[test]
     fn numbers_read_well() {
+        assert_eq!((count(999).as_str(), count(134_515_008).as_str()), ("999", "134.5 M"));
+        assert_eq!((count(7_615_616_512).as_str(), gigabytes(9_960_000_000).as_str()), ("7.62 B", "10.0 GB"));
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(3 << 30), "3.0 GiB");

@@ -7,6 +7,10 @@ use serde::Serialize;
 pub struct Answer {
     /// The answer, without the end token and cut before a stop string.
     pub text: String,
+    /// What the model thought before it answered, where its chat template says that it thinks; it is no part of `text`.
+    /// The name is the one that DeepSeek, vLLM and llama.cpp give it.
+    #[serde(rename = "reasoning_content", skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
     /// Every generated token, the end token included.
     pub token_ids: Vec<u32>,
     /// Why the answer ended, in OpenAI's words.
@@ -110,9 +114,18 @@ impl FinishDetail {
 
 impl Answer {
     /// What the reader should know: why there is no text, and which options changed nothing.
-    pub(crate) fn notice(text: &str, detail: FinishDetail, without_effect: &[&str]) -> Option<String> {
+    pub(crate) fn notice(
+        text: &str,
+        has_thought: bool,
+        detail: FinishDetail,
+        without_effect: &[&str],
+    ) -> Option<String> {
         let silence = match detail {
             _ if !text.trim().is_empty() => None,
+            FinishDetail::MaxTokens | FinishDetail::ContextFull if has_thought => {
+                Some("the tokens there was room for were spent on thinking")
+            }
+            _ if has_thought => Some("the answer ended while the model was thinking"),
             FinishDetail::EndOfText => Some("the model ended its answer before saying anything"),
             FinishDetail::StopString => Some("the answer began with a stop string"),
             FinishDetail::MaxTokens | FinishDetail::ContextFull => {

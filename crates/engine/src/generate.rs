@@ -23,6 +23,7 @@ pub(crate) use logits::argmax;
 pub(crate) use random::Random;
 use rules::{History, LogitRules, TokenRules};
 use sampler::Sampler;
+pub(crate) use stop::overlap;
 use stop::{StopMatcher, Stopped};
 
 /// A prompt and how to answer it; the options are already validated.

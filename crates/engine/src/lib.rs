@@ -24,7 +24,7 @@
 //!     match event? {
 //!         Event::Text { piece, .. } => print!("{piece}"),
 //!         Event::Done(answer) => println!(" ({:.0} tokens/s)", answer.timings.tokens_per_second),
-//!         Event::Started { .. } => {}
+//!         Event::Started { .. } | Event::Reasoning { .. } => {}
 //!     }
 //! }
 //! # Ok(())
@@ -34,6 +34,7 @@
 
 mod answer;
 pub mod bench;
+mod catalog;
 mod compare;
 pub mod demo;
 mod engine;
@@ -49,6 +50,7 @@ mod pack_cache;
 pub mod parity;
 mod plan;
 mod quantize;
+mod reasoning;
 mod request;
 mod serve;
 mod session;
@@ -56,11 +58,13 @@ mod speech;
 mod vision_cache;
 
 pub use answer::{Answer, FinishDetail, FinishReason, ImageUse, Timings};
+pub use catalog::{Family, PublishedModel, Task, catalog};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use info::ModelInfo;
 pub use loaded::{LoadProgress, LoadedModel};
 pub use locate::{LocateRequest, Located, Region};
+pub use memory::available as available_memory;
 pub use ocelli_backend::{Cancel, Held, Part, Quant, Role, SequenceId};
 pub use ocelli_backend_cpu::KvPrecision;
 pub use options::{EarlyStopping, EngineOptions, GenerateOptions, GenerationDefaults};

@@ -53,7 +53,7 @@ fn fits(what: &str, needed: u64, available: Option<u64>, advice: &'static str) -
 }
 
 /// Bytes this process may still use; `None` where the system does not say.
-pub(crate) fn available() -> Option<u64> {
+pub fn available() -> Option<u64> {
     let system = read("/proc/meminfo").and_then(|text| mem_available(&text));
     let groups = read("/proc/self/cgroup").map(|text| group_folders(&text)).unwrap_or_default();
     let groups = groups.iter().filter_map(|folder| left_in_group(folder));

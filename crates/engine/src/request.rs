@@ -80,6 +80,7 @@ impl Input {
 
 /// What happens to a request, in order.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "the large one comes once per request")]
 pub enum Event {
     /// Its turn has come and its prompt is ready; the model runs from here on.
     Started {
@@ -89,6 +90,13 @@ pub enum Event {
         vision_tokens: usize,
         /// One entry per picture.
         images: Vec<ImageUse>,
+    },
+    /// More of what the model thinks before it answers.
+    Reasoning {
+        /// Whole characters, never part of a tag.
+        piece: String,
+        /// The tokens that became certain with it.
+        token_ids: Vec<u32>,
     },
     /// More of the answer. Beam search gives all of it at once.
     Text {

@@ -16,6 +16,7 @@ use crate::info::ModelInfo;
 use crate::locate::{LocateJob, LocateRequest, Located};
 use crate::memory::MemoryBudget;
 use crate::options::GenerateOptions;
+use crate::reasoning::Reasoning;
 use crate::request::{Event, Request};
 use crate::session::{ImageFeatures, LogitRows, Looked, Prefill, Session};
 use crate::speech::{Speech, SpeechTokens, TranscribeEvent, TranscribeJob, Transcript};
@@ -165,13 +166,16 @@ impl Server {
         // The pixels of a large picture take more memory than the cache that is filled next.
         prompt.images.clear();
         let seed = options.is_sampling().then(|| options.seed.unwrap_or_else(Random::fresh_seed));
-        let outcome = self.generate(job, &prompt, &features, seed.unwrap_or_default())?;
+        let mut reasoning = Reasoning::new(&job.request.input, &self.processor, &prompt);
+        let outcome = self.generate(job, &prompt, &features, seed.unwrap_or_default(), &mut reasoning)?;
+        let (reasoning, text) = reasoning.into_parts();
 
         let completion_tokens = outcome.token_ids.len();
-        let notice = Answer::notice(&outcome.text, outcome.detail, &options.without_effect());
+        let notice = Answer::notice(&text, reasoning.is_some(), outcome.detail, &options.without_effect());
         let timings = self.timings(start, [preprocess, vision], &outcome);
         Ok(Answer {
-            text: outcome.text,
+            text,
+            reasoning,
             token_ids: outcome.token_ids,
             finish_reason: outcome.detail.reason(),
             finish_detail: outcome.detail,
@@ -220,7 +224,14 @@ impl Server {
         Ok(all)
     }
 
-    fn generate(&mut self, job: &Job, prompt: &Prompt, features: &[ImageFeatures], seed: u64) -> Result<Outcome> {
+    fn generate(
+        &mut self,
+        job: &Job,
+        prompt: &Prompt,
+        features: &[ImageFeatures],
+        seed: u64,
+        reasoning: &mut Reasoning,
+    ) -> Result<Outcome> {
         if job.cancel.is_cancelled() {
             return Ok(Outcome::cancelled(Duration::ZERO));
         }
@@ -233,12 +244,15 @@ impl Server {
             tokenizer: self.processor.tokenizer(),
             cancel: &job.cancel,
         };
-        let mut emit = |piece, token_ids| {
-            if job.events.send(Ok(Event::Text { piece, token_ids })).is_err() {
+        let send = |events: Vec<Event>| {
+            if events.into_iter().any(|event| job.events.send(Ok(event)).is_err()) {
                 job.cancel.cancel();
             }
         };
-        generate(self.session.as_mut(), &task, &mut emit)
+        let mut emit = |piece: String, token_ids| send(reasoning.push(&piece, token_ids));
+        let outcome = generate(self.session.as_mut(), &task, &mut emit)?;
+        send(reasoning.finish());
+        Ok(outcome)
     }
 
     fn timings(&self, start: Instant, [preprocess, vision]: [Duration; 2], outcome: &Outcome) -> Timings {
@@ -417,6 +431,56 @@ mod tests {
             assert_eq!(answer.finish_detail, FinishDetail::EndOfText);
             assert_eq!(answer.notice.as_deref(), Some("the model ended its answer before saying anything"));
         }
+    }
+
+    /// What the model says when it is made to say `answer`, with a template that ends in `opening`.
+    fn thinking(opening: &str, answer: &str) -> (Vec<Event>, Answer) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/qwen2");
+        let read = |entry: std::io::Result<std::fs::DirEntry>| {
+            let path = entry.unwrap().path();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(path).unwrap())
+        };
+        let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(read).collect();
+        let template = format!("{{{{ messages[-1].content.split('</think>')[-1] }}}}{opening}");
+        files.push(("chat_template.jinja".to_owned(), template.into_bytes()));
+        let options = EngineOptions::new();
+        let mut model = LoadedModel::load(&ModelFiles::in_memory("thinker", files), &options).unwrap();
+        let mut script = model.processor.tokenizer().encode(answer, false).unwrap();
+        script.push(END);
+        let mut script = script.into_iter();
+        let tamper = Box::new(move |logits: &mut Vec<f32>| logits[script.next().unwrap() as usize] = 100.0);
+        model.session = Box::new(Tampered { inner: model.session, tamper });
+        let options = GenerateOptions { max_tokens: Some(100), ..GenerateOptions::greedy() };
+        let engine = Engine::start(model, &EngineOptions::new());
+        let mut events: Vec<Event> =
+            engine.submit(Request::question("hm", Vec::new(), options)).collect::<Result<_>>().unwrap();
+        let Some(Event::Done(answer)) = events.pop() else { panic!("no answer") };
+        (events, answer)
+    }
+
+    #[test]
+    fn a_thought_is_streamed_and_reported_apart() {
+        for (opening, answer) in
+            [("<think>", "red and blue </think>\nviolet"), ("", "<think>\nred and blue\n</think>\n\nviolet")]
+        {
+            let (events, answer) = thinking(opening, answer);
+            assert_eq!((answer.reasoning.as_deref(), answer.text.as_str()), (Some("red and blue"), "violet"));
+            assert_eq!(answer.notice, None);
+            let pieces = |of: fn(&Event) -> Option<&str>| events.iter().filter_map(of).collect::<Vec<_>>();
+            let thought = pieces(|event| match event {
+                Event::Reasoning { piece, .. } => Some(piece.as_str()),
+                _ => None,
+            });
+            assert!(thought.len() > 1 && thought.concat() == "red and blue", "{thought:?}");
+            let text = pieces(|event| match event {
+                Event::Text { piece, .. } => Some(piece.as_str()),
+                _ => None,
+            });
+            assert_eq!(text.concat(), "violet");
+        }
+        let (_, answer) = thinking("<think>", "red and");
+        assert_eq!((answer.reasoning.as_deref(), answer.text.as_str()), (Some("red and"), ""));
+        assert_eq!(answer.notice.as_deref(), Some("the answer ended while the model was thinking"));
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn events_add_up_to_the_answer() {
                 ids.extend(token_ids);
             }
             Event::Done(done) => answer = Some(done),
-            Event::Started { .. } => panic!("started twice"),
+            Event::Started { .. } | Event::Reasoning { .. } => panic!("unexpected"),
         }
     }
     assert!(events.next().is_none());
@@ -80,7 +80,7 @@ fn a_stop_string_ends_the_answer_and_is_never_given_out() {
         match event.unwrap() {
             Event::Text { piece, .. } => given_out += &piece,
             Event::Done(done) => answer = Some(done),
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Reasoning { .. } => {}
         }
     }
     let answer = answer.unwrap();
@@ -126,7 +126,7 @@ fn a_request_ends_where_it_is_cancelled() {
         match event.unwrap() {
             Event::Text { .. } => generation.cancel(),
             Event::Done(done) => answer = Some(done),
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Reasoning { .. } => {}
         }
     }
     let answer = answer.unwrap();

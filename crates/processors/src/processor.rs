@@ -85,6 +85,11 @@ impl Processor {
         self.template.is_some()
     }
 
+    /// Whether answers may begin with a thought: see [`ChatTemplate::thinks`].
+    pub fn thinks(&self) -> bool {
+        self.template.as_ref().is_some_and(|(template, _)| template.thinks())
+    }
+
     /// The family's image processor, if the model sees.
     pub fn image_processor(&self) -> Option<&dyn ImageProcessor> {
         self.images.as_deref()

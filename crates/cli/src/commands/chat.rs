@@ -13,7 +13,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::inputs::Input;
 use crate::interrupt::Graceful;
 use crate::model;
-use crate::terminal::{note, print, print_answer};
+use crate::terminal::{AnswerPrinter, note, print};
 
 use editor::{Editor, Line};
 
@@ -184,7 +184,8 @@ impl Chat {
         let options = ChatOptions { detail: self.detail, ..ChatOptions::answer() };
         let input = Ask::Chat { messages: self.messages.clone(), images: self.images.clone(), options };
         let request = Request { input, options: self.options.clone() };
-        model::answer(&self.engine, request, &Graceful::begin(), print_answer)
+        let mut printer = AnswerPrinter::new();
+        model::answer(&self.engine, request, &Graceful::begin(), |piece| printer.show(piece))
     }
 
     fn statistics(&self) -> String {

@@ -13,7 +13,7 @@ use crate::model;
 use crate::output::OutFile;
 use crate::record::Record;
 use crate::summary::Summary;
-use crate::terminal::{note, one_line, print, print_answer, progress_bar};
+use crate::terminal::{AnswerPrinter, note, one_line, print, print_answer, progress_bar};
 
 pub(crate) fn run(args: &DescribeArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
@@ -109,9 +109,9 @@ impl Batch<'_> {
         let decode_ms = started.elapsed().as_secs_f64() * 1e3;
         let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
         let request = model::request(prompt, vec![image], *raw, how.detail.into(), self.options.clone());
-        let mut closed = None;
+        let (mut closed, mut printer) = (None, AnswerPrinter::new());
         let result = model::answer(&self.engine, request, graceful, |piece| {
-            let printed = if self.show == Show::Stream { print_answer(piece) } else { Ok(()) };
+            let printed = if self.show == Show::Stream { printer.show(piece) } else { Ok(()) };
             printed.inspect_err(|error| closed = Some(error.kind()))
         });
         if let Some(kind) = closed {

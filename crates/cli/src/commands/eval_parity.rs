@@ -1,6 +1,11 @@
 //! `ocelli eval parity`: is a model what its reference is, tensor by tensor?
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
 use ocelli_engine::parity::{self, ParityReport, ParityRow};
+use ocelli_engine::{Task, catalog};
+use ocelli_formats::{Config, ModelFiles};
 use serde::Serialize;
 
 use crate::arguments::EvalParityArgs;
@@ -10,21 +15,72 @@ use crate::terminal::{Style, print, printable};
 /// A folder that cannot be compared is a failure like any other: the rest is still compared.
 pub(crate) fn run(args: &EvalParityArgs) -> Outcome {
     let mut results = Vec::new();
-    for folder in &args.folders {
-        let checked = parity::check_with(folder, &args.device.options());
+    for folder in args.folders.iter().flat_map(|folder| folders_in(folder)) {
+        let checked = parity::check_with(&folder, &args.device.options());
         let result = Compared::new(folder.display().to_string(), checked.map_err(|error| Failure::from(error).text()));
-        if !args.json {
+        if !args.json && !args.md {
             print(&result.table(Style::of_stdout()))?;
         }
         results.push(result);
     }
     let n_passed = results.iter().filter(|result| result.pass).count();
-    if args.json {
+    if args.md {
+        print(&markdown(&results)?)?;
+    } else if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&results)?))?;
     } else if results.len() > 1 {
         print(&format!("{n_passed} of {} passed\n", results.len()))?;
     }
     Ok(if n_passed == results.len() { Exit::Success } else { Exit::Failed })
+}
+
+/// The folder, or where it is none of a reference, those in it that are.
+fn folders_in(folder: &Path) -> Vec<PathBuf> {
+    let is_reference = |folder: &Path| folder.join("reference.json").is_file();
+    let inside = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = inside.filter(|inside| is_reference(inside)).collect();
+    if is_reference(folder) || found.is_empty() {
+        return vec![folder.to_path_buf()];
+    }
+    found.sort();
+    found
+}
+
+/// One row per family. Folders that are no model have none.
+fn markdown(results: &[Compared]) -> anyhow::Result<String> {
+    let mut of_family: BTreeMap<String, Vec<&Compared>> = BTreeMap::new();
+    for result in results {
+        let config = ModelFiles::open(&result.folder).and_then(|files| Config::load(&files));
+        if let Ok(config) = config {
+            of_family.entry(config.model_type().to_owned()).or_default().push(result);
+        }
+    }
+    let mut text = "| family | `model_type` | takes | checked with | worst difference | tokens |\n".to_owned();
+    text += "|---|---|---|---|---:|---|\n";
+    let families = catalog()?;
+    for (model_type, results) in of_family {
+        let Some(family) = families.iter().find(|family| family.model_type == model_type) else { continue };
+        let takes = match family.tasks[..] {
+            [Task::Transcribe, ..] => "recordings",
+            [Task::Text, ..] => "text",
+            _ => "pictures, text",
+        };
+        let name = |result: &&Compared| format!("`{}`", Path::new(&result.folder).file_name()?.display()).into();
+        let names: Vec<String> = results.iter().filter_map(name).collect();
+        let rows = || results.iter().flat_map(|result| &result.rows);
+        let tensors = rows().filter(|row| row.name.starts_with("out.") && !row.name.ends_with("_scores"));
+        let (ids, tensors): (Vec<&ParityRow>, Vec<&ParityRow>) = tensors.partition(|row| row.name.ends_with("_ids"));
+        let worst = tensors.iter().map(|row| row.worst_relative).fold(0.0, f64::max);
+        let tokens = match ids.iter().all(|row| row.pass) {
+            _ if !results.iter().all(|result| result.pass) => "FAIL",
+            true if ids.is_empty() => "-",
+            true => "identical",
+            false => "differ",
+        };
+        let title = family.title;
+        text += &format!("| {title} | `{model_type}` | {takes} | {} | {worst:.0e} | {tokens} |\n", names.join(", "));
+    }
+    Ok(text)
 }
 
 /// The comparison of one folder.

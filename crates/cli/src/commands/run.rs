@@ -11,9 +11,9 @@ use crate::arguments::RunArgs;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::inputs::Input;
 use crate::interrupt::Graceful;
-use crate::model;
+use crate::model::{self, Piece};
 use crate::record::Record;
-use crate::terminal::{note, print, print_answer};
+use crate::terminal::{AnswerPrinter, note, print};
 
 pub(crate) fn run(args: &RunArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
@@ -67,7 +67,8 @@ fn answer(args: &RunArgs, engine: &Engine, prompt: &str, images: Vec<Image>) -> 
     let options = model::generate_options(&args.sampling, Some(engine.info()))?;
     let request = model::request(prompt, images, args.raw, args.answer.detail.into(), options);
     let graceful = Graceful::begin();
-    let show = |piece: &str| if args.answer.json { Ok(()) } else { print_answer(piece) };
+    let mut printer = AnswerPrinter::new();
+    let show = |piece: Piece<'_>| if args.answer.json { Ok(()) } else { printer.show(piece) };
     let answer = model::answer(engine, request, &graceful, show)?;
     Ok(answer)
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::arguments::ShowArgs;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::model;
-use crate::terminal::{bytes, print};
+use crate::terminal::{bytes, count, print};
 
 pub(crate) fn run(args: &ShowArgs) -> Outcome {
     let files = model::find(&args.model, args.revision.as_deref())?;
@@ -47,6 +47,10 @@ struct Details {
     memory_bytes: u64,
     /// Bytes of the weights at every precision that the model can be loaded in: `none`, `q8`, `q4`.
     weight_bytes_at: BTreeMap<&'static str, u64>,
+    /// Bytes this machine has left; null where it does not say.
+    available_bytes: Option<u64>,
+    /// Whether the model fits into them at each precision, with the cache of 4096 tokens (or of a full context).
+    fits: BTreeMap<&'static str, bool>,
     generation_defaults: GenerationDefaults,
 }
 
@@ -118,15 +122,33 @@ impl Details {
             // What is already quantised cannot be loaded otherwise.
             ModelInfo::read_for(files, &options).ok().map(|info| (name, info.weight_bytes))
         });
-        let cache = info.kv_bytes_per_token as u64 * info.context_length as u64;
+        let weight_bytes_at: BTreeMap<&str, u64> = weight_bytes_at.collect();
+        let cache_of = |tokens: usize| info.kv_bytes_per_token as u64 * tokens as u64;
+        let (cache, usual_cache) = (cache_of(info.context_length), cache_of(info.context_length.min(USUAL_TOKENS)));
+        let available_bytes = ocelli_engine::available_memory();
+        let fits = |(&name, &size): (&&'static str, &u64)| Some((name, size + usual_cache <= available_bytes?));
         Self {
             title: info.title,
             sees_images: info.sees_images,
             context_length: info.context_length,
             kv_bytes_per_token: info.kv_bytes_per_token,
             memory_bytes: info.weight_bytes + cache,
-            weight_bytes_at: weight_bytes_at.collect(),
+            available_bytes,
+            fits: weight_bytes_at.iter().filter_map(fits).collect(),
+            weight_bytes_at,
             generation_defaults: info.generation_defaults,
+        }
+    }
+
+    /// Whether it fits, and how.
+    fn verdict(&self, available: u64) -> String {
+        let fits = |name| self.fits.get(name).copied().unwrap_or(false);
+        let best = ["none", "q8", "q4"].into_iter().find(|&name| fits(name));
+        let left = bytes(available);
+        match best {
+            Some("none") => format!("it fits: {left} of memory are free"),
+            Some(quant) => format!("it fits with --quant {quant} only: {left} of memory are free"),
+            None => format!("it does not fit: only {left} of memory are free"),
         }
     }
 
@@ -142,6 +164,7 @@ impl Details {
             ),
             ("memory", format!("{} with a full context", bytes(self.memory_bytes))),
         ]);
+        rows.extend(self.available_bytes.map(|available| ("this machine", self.verdict(available))));
         let defaults = &self.generation_defaults;
         let recommended: Vec<String> = [
             defaults.temperature.map(|value| format!("--temperature {value}")),
@@ -160,24 +183,35 @@ impl Details {
     }
 }
 
-/// 256.5 M, 1.5 B.
-fn count(parameters: u64) -> String {
-    match parameters as f64 {
-        n if n >= 1e9 => format!("{:.2} B", n / 1e9),
-        n if n >= 1e6 => format!("{:.1} M", n / 1e6),
-        n if n >= 1e3 => format!("{:.1} k", n / 1e3),
-        _ => parameters.to_string(),
-    }
-}
+/// A conversation with a few pictures.
+const USUAL_TOKENS: usize = 4096;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn details(fits: [(&'static str, bool); 3]) -> Details {
+        Details {
+            title: "T".to_owned(),
+            sees_images: false,
+            context_length: 1,
+            kv_bytes_per_token: 1,
+            memory_bytes: 1,
+            weight_bytes_at: BTreeMap::new(),
+            available_bytes: Some(1 << 30),
+            fits: fits.into(),
+            generation_defaults: GenerationDefaults::default(),
+        }
+    }
+
     #[test]
-    fn counts_read_well() {
-        assert_eq!(count(999), "999");
-        assert_eq!(count(134_515_008), "134.5 M");
-        assert_eq!(count(7_615_616_512), "7.62 B");
+    fn the_most_exact_precision_that_fits_is_named() {
+        let verdict = |fits| details(fits).verdict(1 << 30);
+        let none = [("none", false), ("q8", false), ("q4", false)];
+        assert_eq!(verdict(none), "it does not fit: only 1.0 GiB of memory are free");
+        let q8 = [("none", false), ("q8", true), ("q4", true)];
+        assert_eq!(verdict(q8), "it fits with --quant q8 only: 1.0 GiB of memory are free");
+        let all = [("none", true), ("q8", true), ("q4", true)];
+        assert_eq!(verdict(all), "it fits: 1.0 GiB of memory are free");
     }
 }

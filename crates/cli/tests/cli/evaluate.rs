@@ -26,6 +26,22 @@ fn parity_holds_on_every_fixture() {
     assert!(!ran.stdout.contains("FAIL"), "{ran:?}");
 }
 
+/// Where this fails, the README's table is to be replaced by what the command prints.
+#[test]
+fn the_readme_has_the_table_that_the_command_prints() {
+    let scratch = Scratch::new();
+    let ran = scratch.run(["eval".into(), "parity".into(), repository("fixtures"), "--md".into()]);
+    let names = |text: &str| -> Vec<Vec<String>> {
+        let cells = |line: &str| line.split(" | ").map(|cell| cell.trim_matches(['|', ' ']).to_owned()).collect();
+        let lines = text.lines().skip_while(|line| !line.starts_with("| family | `model_type` |"));
+        let rows: Vec<Vec<String>> = lines.take_while(|line| line.starts_with('|')).map(cells).collect();
+        // All but the difference, which is another one on every machine.
+        rows.into_iter().map(|row| [&row[..4], &row[5..]].concat()).collect()
+    };
+    let readme = std::fs::read_to_string(repository("README.md")).unwrap();
+    assert_eq!(names(&readme), names(ran.ok()), "run `ocelli eval parity fixtures --md`");
+}
+
 #[test]
 fn a_tensor_that_diverges_is_named_and_the_other_folders_still_run() {
     let scratch = Scratch::new();

@@ -20,8 +20,10 @@ use ocelli_processors::Detail;
 pub use busy::Load;
 pub use machine::{Machine, Product, Share, measure_machine};
 pub use published::PUBLISHED;
+pub(crate) use published::files as published_files;
 pub use report::{FIGURES, Figure, Memory, Report, Run, Spread, Utilisation, Work};
 pub use subject::Loads;
+pub(crate) use subject::backend;
 
 use crate::error::{Error, Result};
 use crate::memory::MemoryBudget;

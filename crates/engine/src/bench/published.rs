@@ -1,5 +1,6 @@
 //! Published models as their `config.json` and `preprocessor_config.json` have them: enough to build them with random
-//! weights and to give them pictures. One file per model: the files it stands for, by name.
+//! weights and to give them pictures. One file per model: the files it stands for, by name; `about.json` says where the
+//! model was published and under which licence.
 
 use ocelli_formats::ModelFiles;
 use serde_json::{Map, Value};

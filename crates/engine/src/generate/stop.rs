@@ -59,7 +59,7 @@ impl StopMatcher {
 }
 
 /// Length of the longest end of `text` that is a beginning of `stop`, but not all of it.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(crate) fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len().saturating_sub(1));
     let fits = |&len: &usize| stop.is_char_boundary(len) && text.as_bytes().ends_with(&stop.as_bytes()[..len]);
     (1..=longest).rev().find(fits).unwrap_or(0)

@@ -89,6 +89,7 @@ pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     /// Special tokens by role, such as `bos_token`.
     tokens: Arc<[(String, String)]>,
+    thinks: bool,
 }
 
 impl ChatTemplate {
@@ -134,7 +135,13 @@ impl ChatTemplate {
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| Error::BadTemplate { file: label.into(), message: described(&error) })?;
         let tokens = tokens.into_iter().map(|(name, token)| (name.to_string(), token.to_string())).collect();
-        Ok(Self { environment: Arc::new(environment), tokens })
+        Ok(Self { environment: Arc::new(environment), tokens, thinks: source.contains("</think>") })
+    }
+
+    /// Whether answers may begin with a thought, between `<think>` and `</think>`: the template then knows the tags,
+    /// since it leaves the thoughts of earlier answers out.
+    pub fn thinks(&self) -> bool {
+        self.thinks
     }
 
     /// The prompt of a conversation. `placeholder` stands for a picture where the template wants one string.

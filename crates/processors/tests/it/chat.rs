@@ -37,13 +37,20 @@ fn templates_render_as_in_transformers() {
 }
 
 #[test]
+fn templates_that_leave_thoughts_out_are_those_of_models_that_think() {
+    for (name, thinks) in [("headers", false), ("chatml", false), ("thinking", true), ("opened", true)] {
+        assert_eq!(ChatTemplate::parse(&source(name), name, []).unwrap().thinks(), thinks, "{name}");
+    }
+}
+
+#[test]
 fn the_form_of_content_is_found_out() {
     let form = |name: &str, with_images| {
         ChatTemplate::parse(&source(name), name, [("bos_token", "<s>")]).unwrap().content_form(with_images)
     };
     for with_images in [false, true] {
         assert_eq!(form("vision", with_images), ContentForm::Parts);
-        for name in ["headers", "chatml", "thinking", "alternating"] {
+        for name in ["headers", "chatml", "thinking", "opened", "alternating"] {
             assert_eq!(form(name, with_images), ContentForm::Text, "{name}");
         }
     }

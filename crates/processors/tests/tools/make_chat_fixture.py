@@ -40,6 +40,7 @@ CASES = [
     ("chatml", TALK, {}), ("chatml", TALK[1:], {"tools": TOOLS}), ("chatml", TOOL_USE, {}),
     ("chatml", TALK, {"tools": TOOLS, "add_generation_prompt": False}),
     ("thinking", THINK, {}), ("thinking", THINK[:3], {"enable_thinking": False}), ("thinking", TALK, {"enable_thinking": True}),
+    ("opened", THINK, {}), ("opened", THINK[:3], {}), ("opened", TALK, {"add_generation_prompt": False}),
     ("both", LOOK, {}), ("both", LOOK, {"add_vision_id": True}), ("both", TALK, {}),
     ("alternating", TALK[1:], {}), ("alternating", TALK, {}), ("alternating", TALK[1:2] * 2, {}),
     ("constructs", TALK, {}),
