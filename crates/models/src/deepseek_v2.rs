@@ -358,3 +358,58 @@ mod defaults {
         1.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// DeepSeek-VL2-Small's attention and experts, with one value changed.
+    fn parse(key: &str, value: Value) -> Result<Config> {
+        let mut config = json!({
+            "model_type": "deepseek_v2", "hidden_size": 64, "intermediate_size": 112, "moe_intermediate_size": 40,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 431, "kv_lora_rank": 24,
+            "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8,
+            "n_shared_experts": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1
+        });
+        config[key] = value;
+        let config = ocelli_formats::Config::parse(config.to_string().as_bytes(), "config.json").unwrap();
+        Config::parse(config.root())
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused_by_key() {
+        for (key, value) in [
+            ("topk_method", json!("noaux_tc")),
+            ("topk_method", json!("group_limited_greedy")),
+            ("scoring_func", json!("sigmoid")),
+            ("norm_topk_prob", json!(true)),
+            ("moe_layer_freq", json!(2)),
+            ("num_experts_per_tok", json!(9)),
+            ("num_experts_per_tok", json!(0)),
+            ("q_lora_rank", json!(1536)),
+            ("kv_lora_rank", json!(null)),
+            ("qk_rope_head_dim", json!(7)),
+            ("v_head_dim", json!(25)),
+            ("attention_bias", json!(true)),
+            ("rope_scaling", json!({"type": "yarn", "factor": 40.0})),
+            ("hidden_act", json!("gelu")),
+            ("tie_word_embeddings", json!(true)),
+            ("moe_intermediate_size", json!(null)),
+        ] {
+            let error = parse(key, value.clone()).err().unwrap_or_else(|| panic!("{key} {value}")).to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_first_layers_have_no_experts() {
+        let config = parse("rope_scaling", json!(null)).unwrap();
+        let experts = |layer_idx| config.expert_dims(layer_idx).map(|dims| (dims.n_experts, dims.n_chosen));
+        assert_eq!([experts(0), experts(1)], [None, Some((8, 3))]);
+        assert_eq!((config.key_dim(), config.latent_rank()), (24, 24));
+        let dense = parse("n_routed_experts", json!(null)).unwrap();
+        assert!(dense.expert_dims(2).is_none());
+    }
+}
