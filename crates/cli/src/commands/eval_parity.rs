@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ocelli_engine::parity::{self, ParityReport, ParityRow};
-use ocelli_engine::{Task, catalog};
+use ocelli_engine::{Family, Task, catalog};
 use ocelli_formats::{Config, ModelFiles};
 use serde::Serialize;
 
@@ -46,7 +46,7 @@ fn folders_in(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// One row per family. Folders that are no model have none.
+/// One row per family of the registry, also where no folder was of it. Folders that are no model have none.
 fn markdown(results: &[Compared]) -> anyhow::Result<String> {
     let mut of_family: BTreeMap<String, Vec<&Compared>> = BTreeMap::new();
     for result in results {
@@ -58,8 +58,8 @@ fn markdown(results: &[Compared]) -> anyhow::Result<String> {
     let mut text = "| family | `model_type` | takes | checked with | worst difference | tokens |\n".to_owned();
     text += "|---|---|---|---|---:|---|\n";
     let families = catalog()?;
-    for (model_type, results) in of_family {
-        let Some(family) = families.iter().find(|family| family.model_type == model_type) else { continue };
+    for family in &families {
+        let results = of_family.remove(family.model_type).unwrap_or_default();
         let takes = match family.tasks[..] {
             [Task::Transcribe, ..] => "recordings",
             [Task::Text, ..] => "text",
@@ -71,14 +71,16 @@ fn markdown(results: &[Compared]) -> anyhow::Result<String> {
         let tensors = rows().filter(|row| row.name.starts_with("out.") && !row.name.ends_with("_scores"));
         let (ids, tensors): (Vec<&ParityRow>, Vec<&ParityRow>) = tensors.partition(|row| row.name.ends_with("_ids"));
         let worst = tensors.iter().map(|row| row.worst_relative).fold(0.0, f64::max);
+        let worst = if tensors.is_empty() { "-".to_owned() } else { format!("{worst:.0e}") };
         let tokens = match ids.iter().all(|row| row.pass) {
             _ if !results.iter().all(|result| result.pass) => "FAIL",
             true if ids.is_empty() => "-",
             true => "identical",
             false => "differ",
         };
-        let title = family.title;
-        text += &format!("| {title} | `{model_type}` | {takes} | {} | {worst:.0e} | {tokens} |\n", names.join(", "));
+        let names = if names.is_empty() { "-".to_owned() } else { names.join(", ") };
+        let Family { title, model_type, .. } = family;
+        text += &format!("| {title} | `{model_type}` | {takes} | {names} | {worst} | {tokens} |\n");
     }
     Ok(text)
 }
