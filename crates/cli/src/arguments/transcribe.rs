@@ -65,6 +65,10 @@ pub(crate) struct TranscribeArgs {
     #[arg(long)]
     no_previous_text: bool,
 
+    /// Take the first answer to each 30 seconds, even one that repeats itself or that the model does not believe in
+    #[arg(long)]
+    no_fallback: bool,
+
     /// Search with this many beams; 1 is fastest
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
     num_beams: usize,
@@ -114,6 +118,18 @@ pub(crate) enum TimestampsOf {
 impl TranscribeArgs {
     /// The engine's options, not yet checked.
     pub(crate) fn options(&self) -> TranscribeOptions {
+        let default = TranscribeOptions::default();
+        let default = if self.no_fallback {
+            TranscribeOptions {
+                temperatures: vec![0.0],
+                compression_ratio_threshold: None,
+                log_prob_threshold: None,
+                no_speech_threshold: None,
+                ..default
+            }
+        } else {
+            default
+        };
         TranscribeOptions {
             language: self.language.clone(),
             translate: self.translate,
@@ -122,7 +138,7 @@ impl TranscribeArgs {
             condition_on_previous_text: !self.no_previous_text,
             num_beams: self.num_beams,
             max_tokens: self.max_tokens,
-            ..TranscribeOptions::default()
+            ..default
         }
     }
 }

@@ -208,7 +208,7 @@ impl Batch<'_> {
             let factor = seconds / length.max(0.01);
             let segments = transcript.segments.len();
             note(&format!(
-                "{name}: {length:.1} s of {language}, {segments} segments in {seconds:.1} s (real-time factor {factor:.3})"
+                "{name}: {length:.1} s of {language}, {segments} segments in {seconds:.2} s (real-time factor {factor:.4})"
             ));
         }
     }

@@ -7,7 +7,7 @@
 /// Sums over a model's weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cost {
-    /// Numbers in the matrices of the vision tower, and pixels along an edge of its patches.
+    /// Numbers in the matrices of the vision tower (or of what hears), and pixels along an edge of its patches.
     tower: u64,
     tower_bytes: u64,
     patch: u64,
@@ -30,7 +30,7 @@ impl Cost {
         for (name, shape, bytes) in tensors.filter(|(_, shape, _)| shape.len() > 1) {
             let (numbers, bytes) = (shape.iter().product::<usize>() as u64, bytes as u64);
             let attention = if name.ends_with("q_proj.weight") { shape[0] as u64 } else { 0 };
-            if name.contains("vision") {
+            if name.contains("vision") || name.starts_with("model.encoder.") {
                 if name.ends_with("patch_embedding.weight") {
                     cost.patch = shape[2] as u64;
                 }

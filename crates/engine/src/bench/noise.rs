@@ -8,6 +8,12 @@ pub(crate) fn picture(width: usize, height: usize) -> Image {
     Image::new(width, height, (0..width * height * 3).map(|_| random.below(256) as u8).collect())
 }
 
+/// Samples between -1 and 1.
+pub(crate) fn recording(samples: usize) -> Vec<f32> {
+    let mut random = Noise(2);
+    (0..samples).map(|_| random.below(1 << 16) as f32 / 32_768.0 - 1.0).collect()
+}
+
 /// Image tokens, then `text_tokens` others.
 pub(crate) fn prompt(image: Option<(u32, usize)>, text_tokens: usize, vocab_size: usize) -> Vec<u32> {
     let mut random = Noise(3);

@@ -18,14 +18,17 @@ use crate::session::{ImageFeatures, LogitRows, Prefill, Session};
 pub(super) fn measure(subject: &mut Subject, ids: &[u32], options: &BenchOptions) -> Result<Run> {
     let cancel = Cancel::new();
     let start = Instant::now();
-    let image = subject.prepare()?;
-    let preprocess_ms = image.is_some().then(|| milliseconds(start));
+    let (image, mel) = (subject.prepare()?, subject.hear());
+    let shows = image.is_some() || mel.is_some();
+    let preprocess_ms = shows.then(|| milliseconds(start));
 
     let vision_start = Instant::now();
     let session = subject.session.as_mut();
-    let features: Vec<_> = image.iter().map(|image| session.encode_image(image, &cancel)).collect::<Result<_>>()?;
-    let vision_ms = image.is_some().then(|| milliseconds(vision_start));
-    drop(image);
+    let seen = image.iter().map(|image| session.encode_image(image, &cancel));
+    let heard = mel.iter().map(|mel| session.encode_audio(mel, &cancel));
+    let features: Vec<_> = seen.chain(heard).collect::<Result<_>>()?;
+    let vision_ms = shows.then(|| milliseconds(vision_start));
+    drop((image, mel));
 
     let prefill_start = Instant::now();
     let (sequence, logits) = prefill(session, ids, &features)?;

@@ -38,6 +38,12 @@ published! {
     "smolvlm-256m",
     "smolvlm-500m",
     "smolvlm-2.2b",
+    "whisper-tiny",
+    "whisper-base",
+    "whisper-small",
+    "whisper-medium",
+    "whisper-large-v3",
+    "whisper-large-v3-turbo",
 }
 
 /// The files of a model in [`PUBLISHED`], without its tokenizer and its weights.

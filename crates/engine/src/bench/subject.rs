@@ -5,7 +5,9 @@ use std::time::Instant;
 use ocelli_backend::{Held, RandomWeights, WeightSource};
 use ocelli_backend_cpu::{Arithmetic, CpuBackend, CpuOptions};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
-use ocelli_processors::{Detail, Image, ImageProcessor, PreparedImage, image_processor};
+use ocelli_processors::{
+    Detail, Image, ImageProcessor, LogMel, MelExtractor, PreparedImage, image_processor, mel_extractor,
+};
 use serde::Serialize;
 
 use super::cost::Cost;
@@ -29,6 +31,8 @@ pub(crate) struct Subject {
     pub(crate) threads: usize,
     pub(crate) isa: &'static str,
     picture: Source,
+    /// For a model that hears: it gets half a minute of noise instead of a picture.
+    ears: Option<MelExtractor>,
     /// The picture as the tower gets it; `None` without a picture.
     pub(crate) shape: Option<PreparedImage>,
 }
@@ -116,6 +120,7 @@ impl Subject {
             threads,
             isa,
             picture,
+            ears: mel_extractor(files, &Config::load(files)?)?,
             shape: None,
         })
     }
@@ -146,7 +151,8 @@ impl Subject {
         let session = Box::new(session);
         let weights_in = "memory (random values)";
         let loads = Loads { load_ms, ..Loads::default() };
-        Ok(Self { info, session, cost, weights_in, loads, threads, isa, picture, shape: None })
+        let ears = mel_extractor(files, config)?;
+        Ok(Self { info, session, cost, weights_in, loads, threads, isa, picture, ears, shape: None })
     }
 
     /// The picture as the tower gets it, made anew.
@@ -155,6 +161,11 @@ impl Subject {
             Source::None => Ok(None),
             Source::Pixels(processor, image, detail) => Ok(Some(processor.prepare_with(image, *detail)?)),
         }
+    }
+
+    /// The spectrogram of a window full of noise, made anew.
+    pub(crate) fn hear(&self) -> Option<LogMel> {
+        self.ears.as_ref().map(|ears| ears.one_window(&noise::recording(ears.window_samples())))
     }
 
     /// The prompt of every run.

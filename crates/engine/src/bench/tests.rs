@@ -104,6 +104,16 @@ fn a_model_on_a_disk_is_loaded_cold_and_warm() {
 }
 
 #[test]
+fn a_model_that_hears_is_measured_with_noise() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/whisper");
+    let files = ModelFiles::open(folder).unwrap();
+    let report = run(BenchModel::Files(&files), &BenchOptions { beams: 2, batch: 2, ..options() }, &mut |_, _| {});
+    let report = report.unwrap();
+    assert!(["vision_ms", "preprocess_ms", "decode_ms"].iter().all(|name| report.summary.contains_key(name)));
+    assert_eq!((report.vision_tokens, report.prompt_tokens), (0, 5));
+}
+
+#[test]
 fn a_large_picture_is_tiles_and_a_global_view() {
     let large = BenchOptions { picture: Picture::Size(40, 13), ..options() };
     let subject = random(&large).unwrap();
