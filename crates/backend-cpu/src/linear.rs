@@ -1,12 +1,14 @@
 //! Matrix products: one parallel region for all products of the same x, which is rounded once for all of them.
 
 use ocelli_backend::{Activation, Epilogue};
-use ocelli_kernels::{Kernels, Matmul, MatrixMut, PackedDims, PackedMatrix, QuantizedMatmul, QuantizedSwiglu};
+use ocelli_kernels::{
+    Kernels, Matmul, MatrixMut, PackedDims, PackedMatrix, QuantizedMatmul, QuantizedSwiglu, WeightMatrix,
+};
 
 use crate::CpuBackend;
 use crate::activations::Activations;
 use crate::buffer::Buffer;
-use crate::ops::with_scratch;
+use crate::ops::{PART, with_scratch};
 use crate::weight::{CpuWeight, Matrix};
 
 impl CpuBackend {
@@ -51,7 +53,7 @@ impl CpuBackend {
         if let (Matrix::Packed(gate), Matrix::Packed(up)) = (gate.matrix(), up.matrix())
             && gate.dims() == up.dims()
         {
-            let problem = QuantizedSwiglu { x: of_group(&rounded, gate).rows(), rows, gate, up };
+            let problem = QuantizedSwiglu { x: rounded.of_group(gate).rows(), rows, gate, up };
             let scratch_len = kernels.quantized_scratch_len(rows);
             self.split(cost, MatrixMut::new(&mut out, rows).tiles(part_rows, part_columns), |part| {
                 with_scratch(scratch_len, |scratch| kernels.quantized_swiglu(&problem, part, scratch));
@@ -82,7 +84,7 @@ impl CpuBackend {
         rows: usize,
         weight: &'a CpuWeight,
         epilogue: &Epilogue<'a, Self>,
-        rounded: &'a [Activations],
+        rounded: &'a Rounded,
     ) -> Problem<'a> {
         let bias = epilogue.bias.map(|bias| &**bias);
         let activation = activation(epilogue.activation);
@@ -90,26 +92,60 @@ impl CpuBackend {
         match weight.matrix() {
             Matrix::Float(weights) => {
                 let (inputs, arithmetic) = (weight.inputs(), self.shared.arithmetic);
-                Problem::Float(Matmul { x, rows, inputs, weights, bias, activation, residual, arithmetic })
+                let is_paired = self.shared.kernels.paired_len(weights, arithmetic, inputs) > 0;
+                let paired = rounded.pairs.as_deref().filter(|_| is_paired).unwrap_or_default();
+                Problem::Float(Matmul { x, paired, rows, inputs, weights, bias, activation, residual, arithmetic })
             }
             Matrix::Packed(weights) => {
-                let x = of_group(rounded, weights).rows();
+                let x = rounded.of_group(weights).rows();
                 Problem::Packed(QuantizedMatmul { x, rows, weights, bias, activation, residual })
             }
         }
     }
 
-    /// x as the packed ones among these weights need it: once for every size of groups.
-    fn rounded<'a>(&self, x: &[f32], weights: impl IntoIterator<Item = &'a CpuWeight>) -> Vec<Activations> {
-        let mut rounded: Vec<Activations> = Vec::new();
+    /// x as these weights need it.
+    fn rounded<'a>(&self, x: &Buffer, weights: impl IntoIterator<Item = &'a CpuWeight>) -> Rounded {
+        let mut rounded = Rounded { groups: Vec::new(), pairs: None };
         for weight in weights {
-            let Matrix::Packed(matrix) = weight.matrix() else { continue };
-            let group = matrix.dims().group;
-            if rounded.iter().all(|rounded| rounded.group() != group) {
-                rounded.push(self.quantized(x, weight.inputs(), group));
+            let inputs = weight.inputs();
+            match weight.matrix() {
+                Matrix::Packed(matrix) => {
+                    let group = matrix.dims().group;
+                    if rounded.groups.iter().all(|rounded| rounded.group() != group) {
+                        rounded.groups.push(self.quantized(x, inputs, group));
+                    }
+                }
+                Matrix::Float(matrix) if rounded.pairs.is_none() => rounded.pairs = self.paired(x, matrix, inputs),
+                Matrix::Float(_) => {}
             }
         }
         rounded
+    }
+
+    /// x in pairs of bfloat16, if products with these weights read it so.
+    fn paired(&self, x: &Buffer, weights: WeightMatrix<'_>, inputs: usize) -> Option<Buffer> {
+        let kernels = self.shared.kernels;
+        let len = kernels.paired_len(weights, self.shared.arithmetic, inputs);
+        (len > 0).then(|| {
+            let mut pairs = self.buffer(x.len() / inputs * len);
+            let rows = (PART / inputs).max(1);
+            let parts = x.chunks(rows * inputs).zip(pairs.chunks_mut(rows * len));
+            self.split(x.len(), parts, |(x, pairs)| kernels.pair_rows(x, inputs, pairs));
+            pairs
+        })
+    }
+}
+
+/// x as the weights of a region need it: once for every size of groups, once for all that are multiplied in pairs.
+struct Rounded {
+    groups: Vec<Activations>,
+    pairs: Option<Buffer>,
+}
+
+impl Rounded {
+    fn of_group(&self, weights: PackedMatrix<'_>) -> &Activations {
+        let group = weights.dims().group;
+        self.groups.iter().find(|rounded| rounded.group() == group).expect("x was rounded for every weight")
     }
 }
 
@@ -133,11 +169,6 @@ impl Problem<'_> {
             }
         }
     }
-}
-
-fn of_group<'a>(rounded: &'a [Activations], weights: PackedMatrix<'_>) -> &'a Activations {
-    let group = weights.dims().group;
-    rounded.iter().find(|rounded| rounded.group() == group).expect("x was rounded for every weight")
 }
 
 /// What suits the kernels of a product.

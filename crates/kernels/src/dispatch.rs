@@ -51,11 +51,14 @@ pub(crate) struct PairKernels {
     pub(crate) matmul: MatmulFn,
     /// Scratch values for that many rows (or fewer) of so many inputs.
     pub(crate) scratch_len: fn(usize, usize) -> usize,
+    /// Rounds rows of so many inputs, if that is how the products read x.
+    pub(crate) round: Option<RoundFn>,
     /// Attention with factors in bfloat16, if that is faster.
     pub(crate) attend: Option<AttendFn>,
 }
 
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);
+type RoundFn = fn(&[f32], usize, &mut [f32]);
 pub(crate) type AttendFn = fn(&Attend<'_>, MatrixMut<'_>, &mut [f32]);
 type EmbedFn = fn(&[u8], &mut [f32]);
 type LayerNormFn = fn(&[f32], &[f32], &[f32], f32, &mut [f32]);

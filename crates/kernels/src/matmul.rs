@@ -37,6 +37,8 @@ use crate::weights::{Converted, Element, Source, WeightMatrix, decode_part};
 pub struct Matmul<'a> {
     /// `[rows, inputs]`.
     pub x: &'a [f32],
+    /// `[rows, `[`Kernels::paired_len`]`]`: x rounded by [`Kernels::pair_rows`].
+    pub paired: &'a [f32],
     /// Number of rows.
     pub rows: usize,
     /// Elements of a row of x and of the weights.
@@ -86,10 +88,11 @@ impl Kernels {
     /// If the sizes do not fit or the scratch is too short.
     #[track_caller]
     pub fn matmul(&self, problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) {
-        let Matmul { x, rows, inputs, weights, bias, residual, .. } = *problem;
+        let Matmul { x, paired, rows, inputs, weights, bias, residual, arithmetic, .. } = *problem;
         let outputs = problem.outputs();
         assert!(inputs > 0, "a product over no elements");
         assert_eq!(x.len(), rows * inputs, "x is not [{rows}, {inputs}]");
+        assert_eq!(paired.len(), rows * self.paired_len(weights, arithmetic, inputs), "pairs of {rows} rows");
         assert_eq!(weights.bytes().len(), outputs * inputs * weights.element_size(), "weights are not [_, {inputs}]");
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias is not [{outputs}]");
         assert!(
@@ -420,7 +423,7 @@ pub(crate) mod tests {
     fn plain<'a>(x: &'a [f32], rows: usize, weights: &'a Weights) -> Matmul<'a> {
         let (inputs, weights) = (x.len() / rows, weights.matrix());
         let (bias, activation, residual) = (None, Activation::None, None);
-        Matmul { x, rows, inputs, weights, bias, activation, residual, arithmetic: Arithmetic::Float32 }
+        Matmul { x, paired: &[], rows, inputs, weights, bias, activation, residual, arithmetic: Arithmetic::Float32 }
     }
 
     /// The product, computed in tiles of that size; scratch and output hold rubbish before.

@@ -7,20 +7,25 @@
 //! the output, so that blocks do not change the order either.
 //!
 //! # Tiles
-//! Weights stay where they are (mapped). A panel of columns is transposed, block by block, into scratch memory
-//! `[pairs][3 registers of columns]` that stays in the second-level cache, and tiles of [`TILE_ROWS`] rows × 3
-//! registers of columns pass over it: per pair of elements 8 broadcasts and 3 loads for 24 instructions with 32
-//! multiply-adds each. With few rows a panel's block is small enough for the first-level cache, and transposing it
-//! hides behind reading the weights from memory.
+//! Weights stay where they are (mapped), x is rounded once for all parts of a product ([`Kernels::pair_rows`]).
+//!
+//! - *Few rows* (decode, beams): 16 pairs of 16 columns at a time are transposed in registers and multiplied with all
+//!   rows. Weights are read once, and asked for in the order they lie in memory, a tile ahead.
+//! - *Many rows*: a panel of columns is transposed, block by block, into scratch memory `[pairs][3 registers of
+//!   columns]` that stays in the second-level cache, and tiles of [`TILE_ROWS`] rows × 3 registers of columns pass over
+//!   it: per pair of elements 8 broadcasts and 3 loads for 24 instructions with 32 multiply-adds each.
 
 #![expect(clippy::needless_range_loop, reason = "several small arrays are indexed alike; iterators hide the tile")]
 
 use std::ops::Range;
 
+use crate::dispatch::Kernels;
 use crate::matmul::{Matmul, finish};
 use crate::pairs::{Chunk, Pairs, Rows};
+use crate::precision::Arithmetic;
 use crate::simd::Simd;
 use crate::view::MatrixMut;
+use crate::weights::WeightMatrix;
 
 /// Rows of a register tile.
 const TILE_ROWS: usize = 8;
@@ -28,57 +33,169 @@ const TILE_ROWS: usize = 8;
 /// Registers of columns in a tile.
 const TILE: usize = 3;
 
-/// How much of the weights is in scratch memory at a time.
-#[derive(Clone, Copy)]
-struct Sizes {
-    /// Tiles of columns.
-    tiles: usize,
-    /// Pairs of elements, a multiple of all lane counts.
-    pairs: usize,
+/// Up to that many tiles of rows, weights are transposed in registers instead of in scratch memory.
+const FEW_TILES: usize = 2;
+
+/// Tiles of columns in scratch memory at a time …
+const TILES: usize = 4;
+
+/// … and pairs of elements, a multiple of all lane counts: 384 KiB of the second-level cache.
+const MOST_PAIRS: usize = 512;
+
+impl Kernels {
+    /// Values that a row of x takes when it is rounded for these weights ([`Self::pair_rows`]); 0 if their products read
+    /// x as it is.
+    pub fn paired_len(&self, weights: WeightMatrix<'_>, arithmetic: Arithmetic, inputs: usize) -> usize {
+        let is_wanted = arithmetic == Arithmetic::Bfloat16 && matches!(weights, WeightMatrix::Bf16(_));
+        let rounds = self.pairs.as_ref().is_some_and(|pairs| pairs.round.is_some());
+        if is_wanted && rounds { padded_pairs(inputs) } else { 0 }
+    }
+
+    /// Rounds x `[rows, inputs]` to bfloat16, two in the bits of a value: `[rows, `[`Self::paired_len`]`]`.
+    ///
+    /// # Panics
+    /// If the sizes do not fit, or nothing of this instruction set reads pairs.
+    #[track_caller]
+    pub fn pair_rows(&self, x: &[f32], inputs: usize, out: &mut [f32]) {
+        assert!(inputs > 0 && x.len().is_multiple_of(inputs), "{} values are not rows of {inputs}", x.len());
+        assert_eq!(out.len(), x.len() / inputs * padded_pairs(inputs), "pairs of {} rows", x.len() / inputs);
+        let round = self.pairs.as_ref().and_then(|pairs| pairs.round).expect("an instruction set that reads pairs");
+        round(x, inputs, out);
+    }
 }
 
-impl Sizes {
-    /// 12 KiB of the first-level cache for few rows (as much again is on its way), else 384 KiB of the second-level cache.
-    #[inline(always)]
-    fn of(rows: usize, inputs: usize) -> Self {
-        let (tiles, most) = if rows <= 2 * TILE_ROWS { (1, 64) } else { (4, 512) };
-        Self { tiles, pairs: inputs.div_ceil(2).next_multiple_of(16).min(most) }
+/// Pairs of a row, in whole registers of any instruction set.
+fn padded_pairs(inputs: usize) -> usize {
+    inputs.div_ceil(2).next_multiple_of(16)
+}
+
+/// Rounds rows of x to bfloat16, zeros behind them.
+#[inline(always)]
+pub(crate) fn round<P: Pairs>(arch: P, x: &[f32], inputs: usize, out: &mut [f32]) {
+    let simd = arch.simd();
+    for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(padded_pairs(inputs))) {
+        let (chunks, rest) = P::Simd::chunks(x);
+        let (twos, one) = chunks.as_chunks::<2>();
+        let (outs, _) = P::Simd::chunks_mut(out);
+        for ([first, second], out) in twos.iter().zip(&mut *outs) {
+            arch.store_pairs(arch.neighbours(simd.load(first), simd.load(second)), out);
+        }
+        if let Some((out, padding)) = outs[twos.len()..].split_first_mut() {
+            let rest = simd.load_part(rest);
+            let (first, second) = match one {
+                [first] => (simd.load(first), rest),
+                _ => (rest, simd.splat(0.0)),
+            };
+            arch.store_pairs(arch.neighbours(first, second), out);
+            padding.fill(P::Simd::ZERO_CHUNK);
+        }
     }
 }
 
 /// Scratch values that [`matmul_pairs`] needs.
 pub(crate) fn scratch_len(lanes: usize, rows: usize, inputs: usize) -> usize {
-    let Sizes { tiles, pairs } = Sizes::of(rows, inputs);
-    (TILE_ROWS + tiles * TILE * lanes) * pairs
+    if rows <= FEW_TILES * TILE_ROWS { 0 } else { TILES * TILE * lanes * padded_pairs(inputs).min(MOST_PAIRS) }
 }
 
 #[inline(always)]
 pub(crate) fn matmul_pairs<P: Pairs>(arch: P, problem: &Matmul<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
-    let (rows, columns, inputs) = (out.rows(), out.columns(), problem.inputs);
-    let sizes = Sizes::of(rows.len(), inputs);
-    let (x, panel) = scratch.split_at_mut(TILE_ROWS * sizes.pairs);
-    let tile_columns = TILE * P::Simd::LANES;
-    for first in columns.clone().step_by(sizes.tiles * tile_columns) {
-        let of_panel = first..columns.end.min(first + sizes.tiles * tile_columns);
-        for start in (0..inputs).step_by(2 * sizes.pairs) {
-            let elements = start..inputs.min(start + 2 * sizes.pairs);
-            let pairs = elements.len().div_ceil(2).next_multiple_of(P::Simd::LANES);
-            pack(arch, problem, &of_panel, &elements, panel, pairs);
-            for row in rows.clone().step_by(TILE_ROWS) {
-                let tile_rows = (rows.end - row).min(TILE_ROWS);
-                for (row, x) in (row..row + tile_rows).zip(x.chunks_exact_mut(pairs)) {
-                    round(arch, &problem.x[row * inputs..][elements.clone()], x);
-                }
-                let tiles = panel.chunks_exact(tile_columns * pairs);
-                for (column, weights) in of_panel.clone().step_by(tile_columns).zip(tiles) {
-                    let tile = Tile { x, weights, pairs, row, column, is_first: start == 0 };
-                    any_tile(arch, tile_rows, of_panel.end - column, &tile, &mut out);
-                }
-            }
-        }
+    let (rows, columns) = (out.rows(), out.columns());
+    if rows.len() <= FEW_TILES * TILE_ROWS {
+        few_rows(arch, problem, &mut out);
+    } else {
+        many_rows(arch, problem, &mut out, scratch);
     }
     for row in rows {
         finish(arch.simd(), problem, row, columns.start, out.row(row));
+    }
+}
+
+/// One register of columns at a time, weights straight from the file: once from memory, for further tiles of rows from a
+/// cache.
+#[inline(always)]
+fn few_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>) {
+    let (rows, columns) = (out.rows(), out.columns());
+    for column in columns.step_by(P::Simd::LANES) {
+        for row in rows.clone().step_by(TILE_ROWS) {
+            match (rows.end - row).min(TILE_ROWS) {
+                1 => stream_tile::<P, 1>(arch, problem, row, column, out),
+                2 => stream_tile::<P, 2>(arch, problem, row, column, out),
+                3 => stream_tile::<P, 3>(arch, problem, row, column, out),
+                4 => stream_tile::<P, 4>(arch, problem, row, column, out),
+                5 => stream_tile::<P, 5>(arch, problem, row, column, out),
+                6 => stream_tile::<P, 6>(arch, problem, row, column, out),
+                7 => stream_tile::<P, 7>(arch, problem, row, column, out),
+                _ => stream_tile::<P, TILE_ROWS>(arch, problem, row, column, out),
+            }
+        }
+    }
+}
+
+/// R rows × one register of columns, all elements.
+#[inline(always)]
+fn stream_tile<P: Pairs, const R: usize>(
+    arch: P,
+    problem: &Matmul<'_>,
+    row: usize,
+    column: usize,
+    out: &mut MatrixMut<'_>,
+) {
+    let (simd, lanes, inputs) = (arch.simd(), P::Simd::LANES, problem.inputs);
+    let (columns, pairs) = (out.columns(), padded_pairs(inputs));
+    let mut x: [&[Chunk<P>]; R] = [&[]; R];
+    for r in 0..R {
+        (x[r], _) = P::Simd::chunks(&problem.paired[(row + r) * pairs..][..pairs]);
+    }
+    let count = lanes.min(columns.end - column);
+    let tile = &problem.weights.bytes()[2 * column * inputs..];
+    // As many lines as are read here, but of the next columns, and one after another.
+    let mut next = tile.as_ptr().wrapping_add(2 * lanes * inputs);
+    let mut sums = [simd.splat(0.0); R];
+    for step in 0..inputs.div_ceil(2 * lanes) {
+        let len = 2 * (inputs - step * 2 * lanes).min(2 * lanes);
+        let weights = arch.transposed(&Rows::new(&tile[step * 4 * lanes..], 2 * inputs, count, len));
+        for _ in 0..lanes {
+            simd.prefetch(next);
+            next = next.wrapping_add(4 * lanes);
+        }
+        for k in 0..lanes {
+            for r in 0..R {
+                let pair = arch.splat_pair(x[r][step].as_ref()[k]);
+                sums[r] = arch.dot(sums[r], pair, weights.as_ref()[k]);
+            }
+        }
+    }
+    for r in 0..R {
+        let part = &mut out.row(row + r)[column - columns.start..][..count];
+        match P::Simd::chunks_mut(part) {
+            ([chunk, ..], _) => simd.store(sums[r], chunk),
+            ([], rest) => simd.store_part(sums[r], rest),
+        }
+    }
+}
+
+/// A panel of columns at a time, block by block, all rows over it.
+#[inline(always)]
+fn many_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>, scratch: &mut [f32]) {
+    let (rows, columns, inputs) = (out.rows(), out.columns(), problem.inputs);
+    let tile_columns = TILE * P::Simd::LANES;
+    let row_pairs = padded_pairs(inputs);
+    for first in columns.clone().step_by(TILES * tile_columns) {
+        let of_panel = first..columns.end.min(first + TILES * tile_columns);
+        for start in (0..row_pairs).step_by(MOST_PAIRS) {
+            let pairs = MOST_PAIRS.min(row_pairs - start);
+            let elements = 2 * start..inputs.min(2 * (start + pairs));
+            pack(arch, problem, &of_panel, &elements, scratch, pairs);
+            for row in rows.clone().step_by(TILE_ROWS) {
+                let tile_rows = (rows.end - row).min(TILE_ROWS);
+                let x = &problem.paired[row * row_pairs + start..];
+                let tiles = scratch.chunks_exact(tile_columns * pairs);
+                for (column, weights) in of_panel.clone().step_by(tile_columns).zip(tiles) {
+                    let tile = Tile { x, stride: row_pairs, weights, pairs, row, column, is_first: start == 0 };
+                    any_tile(arch, tile_rows, of_panel.end - column, &tile, out);
+                }
+            }
+        }
     }
 }
 
@@ -102,40 +219,26 @@ fn pack<P: Pairs>(
             for pair in (0..pairs).step_by(lanes) {
                 let first = elements.start + 2 * pair;
                 let len = 2 * elements.end.saturating_sub(first).min(2 * lanes);
-                let rows = Rows { bytes: &bytes[2 * (column * inputs + first)..], stride: 2 * inputs, count, len };
+                let rows = Rows::new(&bytes[2 * (column * inputs + first)..], 2 * inputs, count, len);
                 for row in 0..count {
-                    arch.simd().prefetch(rows.bytes.as_ptr().wrapping_add(row * rows.stride + to_next));
+                    arch.simd().prefetch(rows.part(row).wrapping_add(to_next));
                 }
-                arch.transpose(&rows, &mut packed[(pair * TILE + at) * lanes..], TILE * lanes);
+                let columns = arch.transposed(&rows);
+                let out = &mut packed[(pair * TILE + at) * lanes..][..((lanes - 1) * TILE + 1) * lanes];
+                for k in 0..lanes {
+                    let (chunk, _) = P::Simd::chunks_mut(&mut out[k * TILE * lanes..][..lanes]);
+                    arch.store_pairs(columns.as_ref()[k], &mut chunk[0]);
+                }
             }
         }
     }
 }
 
-/// Rounds a row to bfloat16, zeros behind it.
-#[inline(always)]
-fn round<P: Pairs>(arch: P, values: &[f32], out: &mut [f32]) {
-    let simd = arch.simd();
-    let (chunks, rest) = P::Simd::chunks(values);
-    let (twos, one) = chunks.as_chunks::<2>();
-    let (outs, _) = P::Simd::chunks_mut(out);
-    for ([first, second], out) in twos.iter().zip(&mut *outs) {
-        arch.store_pairs(arch.neighbours(simd.load(first), simd.load(second)), out);
-    }
-    if let Some(out) = outs.get_mut(twos.len()) {
-        let rest = simd.load_part(rest);
-        let (first, second) = match one {
-            [first] => (simd.load(first), rest),
-            _ => (rest, simd.splat(0.0)),
-        };
-        arch.store_pairs(arch.neighbours(first, second), out);
-    }
-}
-
 /// Operands of a register tile.
 struct Tile<'a> {
-    /// `[rows, pairs]`.
+    /// Pairs of the first row, those of the next one `stride` later.
     x: &'a [f32],
+    stride: usize,
     /// `[pairs, TILE, lanes]`.
     weights: &'a [f32],
     pairs: usize,
@@ -187,7 +290,7 @@ fn tile_sums<P: Pairs, const R: usize, const C: usize>(arch: P, tile: &Tile<'_>,
     let weights: &[[Chunk<P>; TILE]] = &weights[..pairs];
     let mut x: [&[f32]; R] = [&[]; R];
     for r in 0..R {
-        x[r] = &tile.x[r * pairs..][..pairs];
+        x[r] = &tile.x[r * tile.stride..][..pairs];
     }
     for k in 0..pairs {
         let mut w = [arch.splat_pair(0.0); C];
@@ -245,7 +348,12 @@ pub(crate) mod tests {
     ) -> Vec<f32> {
         let weights = WeightMatrix::Bf16(&weights[1..]);
         let (bias, activation, residual) = (None, Activation::None, None);
-        let problem = Matmul { x, rows, inputs: x.len() / rows, weights, bias, activation, residual, arithmetic };
+        let inputs = x.len() / rows;
+        let mut paired = vec![f32::NAN; rows * kernels.paired_len(weights, arithmetic, inputs)];
+        if !paired.is_empty() {
+            kernels.pair_rows(x, inputs, &mut paired);
+        }
+        let problem = Matmul { x, paired: &paired, rows, inputs, weights, bias, activation, residual, arithmetic };
         let mut out = vec![f32::NAN; rows * problem.outputs()];
         let mut scratch = vec![f32::NAN; kernels.matmul_scratch_len(&problem)];
         for part in MatrixMut::new(&mut out, rows).tiles(tile.0, tile.1) {

@@ -16,6 +16,8 @@ pub(crate) trait Pairs: Copy {
     type Simd: Simd;
     /// As many pairs in a register as [`Self::Simd`] has lanes.
     type Pairs: Copy;
+    /// As many registers of pairs.
+    type Square: AsRef<[Self::Pairs]>;
 
     /// The weaker proof.
     fn simd(self) -> Self::Simd;
@@ -35,28 +37,43 @@ pub(crate) trait Pairs: Copy {
     /// Twice as many values as lanes, rounded (ties to even); neighbours become a pair.
     fn neighbours(self, first: F32<Self>, second: F32<Self>) -> Self::Pairs;
 
-    /// Reads pairs of as many rows as there are lanes and writes chunk by chunk pair 0 of all rows, pair 1 of all
-    /// rows, …, a chunk every `stride` floats. What is missing is zero.
-    fn transpose(self, rows: &Rows<'_>, out: &mut [f32], stride: usize);
+    /// Pairs of as many rows as there are lanes: pair 0 of all rows, pair 1 of all rows, … What is missing is zero.
+    fn transposed(self, rows: &Rows<'_>) -> Self::Square;
 }
 
 /// Equally long parts of some rows of a matrix of bfloat16, at any alignment.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
-    /// Begins with the first row's part.
-    pub(crate) bytes: &'a [u8],
-    /// Bytes from row to row.
-    pub(crate) stride: usize,
-    /// Number of rows, at most as many as a register has lanes.
-    pub(crate) count: usize,
-    /// Bytes of a part, at most a register's.
-    pub(crate) len: usize,
+    bytes: &'a [u8],
+    stride: usize,
+    count: usize,
+    len: usize,
 }
 
 impl<'a> Rows<'a> {
-    /// The part of a row.
+    /// Parts of `len` bytes (at most a register's) of `count` rows (at most as many as a register has lanes), `stride`
+    /// bytes from row to row. The bytes begin with the first row's part.
     #[inline(always)]
-    pub(crate) fn part(&self, row: usize) -> &'a [u8] {
-        &self.bytes[row * self.stride..][..self.len]
+    pub(crate) fn new(bytes: &'a [u8], stride: usize, count: usize, len: usize) -> Self {
+        assert!(count > 0 && len <= stride && (count - 1) * stride + len <= bytes.len(), "rows beyond the matrix");
+        Self { bytes, stride, count, len }
+    }
+
+    /// Number of rows.
+    #[inline(always)]
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes of a part.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where the part of a row begins; for rows below [`Self::count`], [`Self::len`] bytes can be read there.
+    #[inline(always)]
+    pub(crate) fn part(&self, row: usize) -> *const u8 {
+        self.bytes.as_ptr().wrapping_add(row * self.stride)
     }
 }

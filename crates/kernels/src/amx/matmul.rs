@@ -81,7 +81,7 @@ pub(crate) const PAIRS: PairKernels = {
         // (`dispatch::Features`).
         unsafe { matmul(Amx::new(), Avx512::new(), problem, out, scratch) };
     }
-    PairKernels { matmul: entry, scratch_len, attend: None }
+    PairKernels { matmul: entry, scratch_len, round: None, attend: None }
 };
 
 /// What tiles of bf16 could do.

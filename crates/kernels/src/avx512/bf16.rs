@@ -7,7 +7,7 @@ use super::vector::Avx512;
 use crate::attention::{Attend, attend_pairs};
 use crate::dispatch::{Kernels, PairKernels};
 use crate::matmul::Matmul;
-use crate::matmul_pairs::{matmul_pairs, scratch_len};
+use crate::matmul_pairs::{matmul_pairs, round, scratch_len};
 use crate::pairs::{Pairs, Rows};
 use crate::peak::{Peak, SUMS, multiply_adds_of_pairs};
 use crate::view::MatrixMut;
@@ -44,6 +44,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     pairs: Some(PairKernels {
         matmul: entry!((problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
         scratch_len: |rows, inputs| scratch_len(LANES, rows, inputs),
+        round: Some(entry!((x: &[f32], inputs: usize, out: &mut [f32]) = round)),
         attend: Some(entry!((problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = attend_pairs)),
     }),
     other_peaks: &[Peak::new(
@@ -60,6 +61,7 @@ const LANES: usize = 16;
 impl Pairs for Avx512Bf16 {
     type Simd = Avx512;
     type Pairs = __m512i;
+    type Square = [__m512i; LANES];
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -97,28 +99,23 @@ impl Pairs for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn transpose(self, rows: &Rows<'_>, out: &mut [f32], stride: usize) {
+    fn transposed(self, rows: &Rows<'_>) -> [__m512i; LANES] {
         // SAFETY: `self` proves that the processor has the instruction.
         let mut lines = [unsafe { _mm512_setzero_si512() }; LANES];
-        if rows.count == LANES && rows.len == 4 * LANES {
-            for (row, line) in lines.iter_mut().enumerate() {
-                // SAFETY: as above; the part is as long as the register, any alignment will do.
-                *line = unsafe { _mm512_loadu_si512(rows.part(row).as_ptr().cast()) };
+        if rows.count() == LANES && rows.len() == 4 * LANES {
+            for row in 0..LANES {
+                // SAFETY: as above; the part can be read and is as long as the register, any alignment will do.
+                lines[row] = unsafe { _mm512_loadu_si512(rows.part(row).cast()) };
             }
         } else {
-            let mask = if rows.len == 4 * LANES { u32::MAX } else { (1 << (rows.len / 2)) - 1 };
-            for (row, line) in lines.iter_mut().enumerate().take(rows.count) {
-                // SAFETY: as above; the mask allows reading only within the part.
-                *line = unsafe { _mm512_maskz_loadu_epi16(mask, rows.part(row).as_ptr().cast()) };
+            let mask = if rows.len() >= 4 * LANES { u32::MAX } else { (1 << (rows.len() / 2)) - 1 };
+            for row in 0..rows.count().min(LANES) {
+                // SAFETY: as above; the mask allows reading only within the part, which can be read.
+                lines[row] = unsafe { _mm512_maskz_loadu_epi16(mask, rows.part(row).cast()) };
             }
         }
         // SAFETY: as above.
-        let columns = unsafe { transposed(lines) };
-        let out = &mut out[..(LANES - 1) * stride + LANES];
-        for (column, pairs) in columns.into_iter().enumerate() {
-            let (chunk, _) = out[column * stride..].as_chunks_mut::<LANES>();
-            self.store_pairs(pairs, &mut chunk[0]);
-        }
+        unsafe { transposed(lines) }
     }
 }
 
