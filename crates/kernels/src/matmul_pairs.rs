@@ -99,14 +99,10 @@ pub(crate) fn scratch_len(lanes: usize, rows: usize, inputs: usize) -> usize {
 
 #[inline(always)]
 pub(crate) fn matmul_pairs<P: Pairs>(arch: P, problem: &Matmul<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
-    let (rows, columns) = (out.rows(), out.columns());
-    if rows.len() <= FEW_TILES * TILE_ROWS {
+    if out.rows().len() <= FEW_TILES * TILE_ROWS {
         few_rows(arch, problem, &mut out);
     } else {
         many_rows(arch, problem, &mut out, scratch);
-    }
-    for row in rows {
-        finish(arch.simd(), problem, row, columns.start, out.row(row));
     }
 }
 
@@ -115,7 +111,7 @@ pub(crate) fn matmul_pairs<P: Pairs>(arch: P, problem: &Matmul<'_>, mut out: Mat
 #[inline(always)]
 fn few_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>) {
     let (rows, columns) = (out.rows(), out.columns());
-    for column in columns.step_by(P::Simd::LANES) {
+    for column in columns.clone().step_by(P::Simd::LANES) {
         for row in rows.clone().step_by(TILE_ROWS) {
             match (rows.end - row).min(TILE_ROWS) {
                 1 => stream_tile::<P, 1>(arch, problem, row, column, out),
@@ -128,6 +124,9 @@ fn few_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>) {
                 _ => stream_tile::<P, TILE_ROWS>(arch, problem, row, column, out),
             }
         }
+    }
+    for row in rows {
+        finish(arch.simd(), problem, row, columns.start, out.row(row));
     }
 }
 
@@ -193,6 +192,13 @@ fn many_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>, s
                 for (column, weights) in of_panel.clone().step_by(tile_columns).zip(tiles) {
                     let tile = Tile { x, stride: row_pairs, weights, pairs, row, column, is_first: start == 0 };
                     any_tile(arch, tile_rows, of_panel.end - column, &tile, out);
+                }
+                if start + pairs == row_pairs {
+                    // While the sums are in the first-level cache.
+                    for row in row..row + tile_rows {
+                        let sums = &mut out.row(row)[of_panel.start - columns.start..][..of_panel.len()];
+                        finish(arch.simd(), problem, row, of_panel.start, sums);
+                    }
                 }
             }
         }
