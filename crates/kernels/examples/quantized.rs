@@ -69,7 +69,7 @@ fn main() {
             let speed = cached(kernels, rows, dims);
             println!("{form} {rows:4} rows out of the second-level cache: {:8.1} GB/s", speed / 1e9);
         }
-        for rows in [1, 4] {
+        for rows in [1, 2, 3, 4, 6, 8] {
             let speed = streamed(kernels, rows, dims(1536, 8960), threads);
             println!(
                 "{form} {rows:4} rows out of memory: {:8.1} GB/s (reading {:.1})",

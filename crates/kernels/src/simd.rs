@@ -114,16 +114,17 @@ pub(crate) trait Simd: Copy {
 }
 
 /// Calls a function whose last type parameters are the rows of a register tile (and, it may be, its columns): rows
-/// are a constant there, so that a tile is unrolled, and more rows than the instruction set's tile has are no code.
+/// are a constant there, so that a tile is unrolled, and more rows than the instruction set's tile has are no code (not
+/// even for the compiler, thanks to `const`).
 macro_rules! by_tile_rows {
     ($simd:ident, $rows:expr, $function:ident::<$($generic:ident),+; R $(, $columns:tt)?>$arguments:tt) => {
         match $rows {
             1 => by_tile_rows!(call $function::<$($generic),+; 1 $(, $columns)?> $arguments),
-            2 if $simd::TILE_ROWS >= 2 => by_tile_rows!(call $function::<$($generic),+; 2 $(, $columns)?> $arguments),
-            3 if $simd::TILE_ROWS >= 3 => by_tile_rows!(call $function::<$($generic),+; 3 $(, $columns)?> $arguments),
-            4 if $simd::TILE_ROWS >= 4 => by_tile_rows!(call $function::<$($generic),+; 4 $(, $columns)?> $arguments),
-            5 if $simd::TILE_ROWS >= 5 => by_tile_rows!(call $function::<$($generic),+; 5 $(, $columns)?> $arguments),
-            6 if $simd::TILE_ROWS >= 6 => by_tile_rows!(call $function::<$($generic),+; 6 $(, $columns)?> $arguments),
+            2 if const { $simd::TILE_ROWS >= 2 } => by_tile_rows!(call $function::<$($generic),+; 2 $(, $columns)?> $arguments),
+            3 if const { $simd::TILE_ROWS >= 3 } => by_tile_rows!(call $function::<$($generic),+; 3 $(, $columns)?> $arguments),
+            4 if const { $simd::TILE_ROWS >= 4 } => by_tile_rows!(call $function::<$($generic),+; 4 $(, $columns)?> $arguments),
+            5 if const { $simd::TILE_ROWS >= 5 } => by_tile_rows!(call $function::<$($generic),+; 5 $(, $columns)?> $arguments),
+            6 if const { $simd::TILE_ROWS >= 6 } => by_tile_rows!(call $function::<$($generic),+; 6 $(, $columns)?> $arguments),
             rows => unreachable!("a tile of {rows} rows"),
         }
     };

@@ -40,6 +40,7 @@ impl<const BITS: usize> Dots for Vnni<BITS> {
     const QUADS: usize = 8 / BITS;
     const RUN: usize = MOST_GROUP;
     const TILE_ROWS: usize = 3;
+    const STREAM_ROWS: usize = 8;
 
     common!();
 

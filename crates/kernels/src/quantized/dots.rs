@@ -27,6 +27,8 @@ pub(crate) trait Dots: Copy {
     const RUN: usize;
     /// Rows of a register tile.
     const TILE_ROWS: usize;
+    /// Rows of a tile that is one panel wide, for so few rows that reading the weights is what takes time.
+    const STREAM_ROWS: usize = Self::TILE_ROWS;
     /// Whether a register tile is four panels wide, rather than one.
     const WIDE: bool;
 

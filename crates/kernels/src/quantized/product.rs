@@ -7,8 +7,8 @@
 //! that costs more (`docs/perf-log.md`).
 //!
 //! Weights pass from memory once: the tile's panels stay in the second-level cache while all rows pass over them, 24 at a
-//! time, and a block of inputs ([`BLOCK`]) in the first-level cache. 4-bit codes are taken apart in registers. A single row reads panels one by one, in the order
-//! they lie in.
+//! time, and a block of inputs ([`BLOCK`]) in the first-level cache. 4-bit codes are taken apart in registers. Few rows
+//! ([`Dots::STREAM_ROWS`]) are one tile that reads panel after panel, in the order they lie in memory.
 
 #![expect(clippy::needless_range_loop, reason = "several small arrays are indexed alike; iterators hide the tile")]
 
@@ -224,7 +224,13 @@ impl<D: Dots> Panels for D {
         panels: &[&[Line]],
         sums: &mut [[f32; PANEL]],
     ) {
-        if D::WIDE && rows.len() > 1 {
+        if rows.len() <= D::STREAM_ROWS {
+            for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(rows.len())) {
+                stream(self, x, dims, rows.clone(), panel, sums);
+            }
+            return;
+        }
+        if const { D::WIDE } {
             // Too few panels are filled up with the first one: four take little longer than one.
             let mut four = [panels[0]; MOST_PANELS];
             four[..panels.len()].copy_from_slice(panels);
@@ -236,6 +242,48 @@ impl<D: Dots> Panels for D {
     }
 }
 
+/// All inputs of a panel with so few rows that one tile holds them: the panel is read once, wherever it is.
+#[inline(always)]
+fn stream<D: Dots>(
+    dots: D,
+    x: &QuantizedRows<'_>,
+    dims: &PackedDims,
+    rows: Range<usize>,
+    panel: &[Line],
+    sums: &mut [[f32; PANEL]],
+) {
+    let block = Block { panels: [panel], first_group: 0, groups: dims.groups(), is_streamed: true };
+    let place = Place { row: rows.start, first: 0, rows: rows.len() };
+    if dims.group == 32 {
+        stream_tile::<D, 32>(dots, x, dims, &block, &place, sums);
+    } else {
+        stream_tile::<D, 64>(dots, x, dims, &block, &place, sums);
+    }
+}
+
+/// One tile of all rows.
+#[inline(always)]
+fn stream_tile<D: Dots, const G: usize>(
+    dots: D,
+    x: &QuantizedRows<'_>,
+    dims: &PackedDims,
+    block: &Block<'_, 1>,
+    place: &Place,
+    sums: &mut [[f32; PANEL]],
+) {
+    match place.rows {
+        1 => tile::<D, G, 1, 1>(dots, x, dims, block, place, sums),
+        2 if const { D::STREAM_ROWS >= 2 } => tile::<D, G, 2, 1>(dots, x, dims, block, place, sums),
+        3 if const { D::STREAM_ROWS >= 3 } => tile::<D, G, 3, 1>(dots, x, dims, block, place, sums),
+        4 if const { D::STREAM_ROWS >= 4 } => tile::<D, G, 4, 1>(dots, x, dims, block, place, sums),
+        5 if const { D::STREAM_ROWS >= 5 } => tile::<D, G, 5, 1>(dots, x, dims, block, place, sums),
+        6 if const { D::STREAM_ROWS >= 6 } => tile::<D, G, 6, 1>(dots, x, dims, block, place, sums),
+        7 if const { D::STREAM_ROWS >= 7 } => tile::<D, G, 7, 1>(dots, x, dims, block, place, sums),
+        8 if const { D::STREAM_ROWS >= 8 } => tile::<D, G, 8, 1>(dots, x, dims, block, place, sums),
+        rows => unreachable!("a tile of {rows} rows"),
+    }
+}
+
 /// A block of inputs of some panels.
 struct Block<'a, const P: usize> {
     panels: [&'a [Line]; P],
@@ -244,7 +292,7 @@ struct Block<'a, const P: usize> {
     /// Groups of the block.
     groups: usize,
     /// Whether nothing but one tile of rows passes over it, so that it comes from memory.
-    is_single: bool,
+    is_streamed: bool,
 }
 
 /// Makes the group a constant, so that loops over it are unrolled.
@@ -274,14 +322,11 @@ fn blocks<D: Dots, const G: usize, const P: usize>(
     sums: &mut [[f32; PANEL]],
 ) {
     let cell_lines = G / 4 / D::QUADS + 1;
-    // A single tile of rows passes over the weights only once, wherever they are.
-    let is_single = rows.len() <= D::TILE_ROWS;
-    let most = if is_single { dims.groups() } else { BLOCK / G };
-    let block = dims.groups().div_ceil(dims.groups().div_ceil(most));
+    let block = dims.groups().div_ceil(dims.groups().div_ceil(BLOCK / G));
     for first_group in (0..dims.groups()).step_by(block) {
         let groups = block.min(dims.groups() - first_group);
         let lines = first_group * cell_lines..(first_group + groups) * cell_lines;
-        let mut block = Block { panels: *panels, first_group, groups, is_single };
+        let mut block = Block { panels: *panels, first_group, groups, is_streamed: false };
         for panel in &mut block.panels {
             *panel = &panel[lines.clone()];
         }
@@ -329,7 +374,7 @@ fn tile<D: Dots, const G: usize, const R: usize, const P: usize>(
         for p in 0..P {
             cells[p] = &block.panels[p][group * cell_lines..][..cell_lines];
         }
-        if block.is_single {
+        if block.is_streamed {
             for p in 0..P {
                 for line in cells[p] {
                     dots.prefetch(line.as_ptr().wrapping_add(AHEAD));
