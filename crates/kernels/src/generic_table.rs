@@ -24,7 +24,8 @@ macro_rules! kernel_table {
             rope(x: &[f32], dims: RopeDims, cos: &[f32], sin: &[f32], out: &mut [f32]) = rope;
             softmax(values: &mut [f32]) = softmax;
             depthwise(problem: &Depthwise<'_>, rows: Range<usize>, out: &mut [f32]) = depthwise;
-            attend(problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = attend_plain;
+            attend_chunk(part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) = chunk_plain;
+            merge_states(total: &mut [f32], state: &[f32]) = merge;
             multiply_adds(rounds: usize, out: &mut [f32]) = multiply_adds;
         }
     };
@@ -38,7 +39,7 @@ macro_rules! row {
 
             use super::$type;
             use crate::activation::{Activation, activate, silu_mul};
-            use crate::attention::{Attend, attend_plain};
+            use crate::attention::{Part, chunk_plain, merge};
             use crate::convolution::{Depthwise, depthwise};
             use crate::dispatch::Kernels;
             use crate::elementwise::{add, mul};

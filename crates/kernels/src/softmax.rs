@@ -51,14 +51,19 @@ pub(crate) fn exponentials<S: Simd>(simd: S, values: &mut [f32]) -> (f32, f32) {
     (largest_value, sum)
 }
 
+/// The largest value; unspecified if one of them is NaN.
 #[inline(always)]
-fn largest<S: Simd>(simd: S, values: &[f32]) -> f32 {
+pub(crate) fn largest<S: Simd>(simd: S, values: &[f32]) -> f32 {
     let (chunks, rest) = S::chunks(values);
-    let mut largest_of_lanes = simd.splat(f32::NEG_INFINITY);
-    for chunk in chunks {
-        largest_of_lanes = simd.max(simd.load(chunk), largest_of_lanes);
+    let (twos, one) = chunks.as_chunks::<2>();
+    let mut lanes = [simd.splat(f32::NEG_INFINITY); 2];
+    for [first, second] in twos {
+        lanes = [simd.max(simd.load(first), lanes[0]), simd.max(simd.load(second), lanes[1])];
     }
-    let mut largest = simd.largest(largest_of_lanes);
+    for chunk in one {
+        lanes[0] = simd.max(simd.load(chunk), lanes[0]);
+    }
+    let mut largest = simd.largest(simd.max(lanes[0], lanes[1]));
     for &value in rest {
         largest = if value > largest { value } else { largest };
     }

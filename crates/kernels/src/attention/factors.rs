@@ -1,7 +1,11 @@
 //! [`Factors`]: what attention multiplies with, float32 or pairs of bfloat16.
 
+use std::f32::consts::LOG2_E;
+use std::ops::Range;
+
 use crate::pairs::Pairs;
 use crate::simd::Simd;
+use crate::softmax::{exponentials, largest};
 
 pub(super) type F32<F> = <<F as Factors>::Simd as Simd>::F32;
 pub(super) type Chunk<F> = <<F as Factors>::Simd as Simd>::Chunk;
@@ -35,6 +39,11 @@ pub(crate) trait Factors: Copy {
 
     /// Turns values into words, which are then at the front. The length is a multiple of 32.
     fn narrow(self, values: &mut [f32]);
+
+    /// Turns the scores of some tokens (from one multiple of 32 to another; negative infinity for what is not seen) into
+    /// weights `e^(score - largest)`, as words at the places of words; returns the largest score and the sum of the
+    /// weights.
+    fn weigh(self, scores: &mut [f32], tokens: Range<usize>) -> (f32, f32);
 }
 
 /// Factors in float32.
@@ -74,6 +83,11 @@ impl<S: Simd> Factors for Plain<S> {
 
     #[inline(always)]
     fn narrow(self, _values: &mut [f32]) {}
+
+    #[inline(always)]
+    fn weigh(self, scores: &mut [f32], tokens: Range<usize>) -> (f32, f32) {
+        exponentials(self.0, &mut scores[tokens])
+    }
 }
 
 /// Factors rounded to bfloat16.
@@ -125,4 +139,39 @@ impl<P: Pairs> Factors for Paired<P> {
             self.0.store_pairs(pairs, &mut chunks[at]);
         }
     }
+
+    #[inline(always)]
+    fn weigh(self, scores: &mut [f32], tokens: Range<usize>) -> (f32, f32) {
+        let simd = self.simd();
+        let largest_score = largest(simd, &scores[tokens.clone()]);
+        let largest = simd.splat(largest_score);
+        let (chunks, _) = P::Simd::chunks_mut(scores);
+        let mut sums = [simd.splat(0.0); 2];
+        for at in tokens.start / (2 * P::Simd::LANES)..tokens.end / (2 * P::Simd::LANES) {
+            let first = weight(simd, simd.load(&chunks[2 * at]), largest);
+            let second = weight(simd, simd.load(&chunks[2 * at + 1]), largest);
+            sums = [simd.add(sums[0], first), simd.add(sums[1], second)];
+            // Never beyond what is read already.
+            self.0.store_pairs(self.0.neighbours(first, second), &mut chunks[at]);
+        }
+        (largest_score, simd.sum(simd.add(sums[0], sums[1])))
+    }
+}
+
+/// `e^(score - largest)`, to 3e-6 of itself (it will be rounded to 2e-3); 0 for negative infinity.
+///
+/// With n the integer nearest to the exponent of 2, it is `2ⁿ · 2ʳ` with `|r| <= 1/2`, the latter by the polynomial of degree
+/// 4 with the smallest relative error (2.6e-6).
+#[inline(always)]
+fn weight<S: Simd>(simd: S, score: S::F32, largest: S::F32) -> S::F32 {
+    let exponent = simd.mul(simd.sub(score, largest), simd.splat(LOG2_E));
+    // The operand order lets NaN through.
+    let exponent = simd.max(simd.splat(-160.0), exponent);
+    let n = simd.round(exponent);
+    let r = simd.sub(exponent, n);
+    let mut p = simd.splat(9.570_102e-3);
+    for coefficient in [5.591_786e-2, 0.240_247_45, 0.693_121_8, 0.999_999_3] {
+        p = simd.mul_add(p, r, simd.splat(coefficient));
+    }
+    simd.scale_by_power(p, n)
 }

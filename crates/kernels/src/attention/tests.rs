@@ -84,8 +84,8 @@ impl Case {
         (token * self.layout.kv_heads + kv_head) * self.layout.head_dim
     }
 
-    /// The case on blocks that hold `rubbish` where nothing was written.
-    fn run(&self, kernels: &Kernels, tile_rows: usize, rubbish: f32) -> Vec<f32> {
+    /// Blocks that hold `rubbish` where nothing was written.
+    fn blocks(&self, rubbish: f32) -> Blocks {
         let width = self.layout.kv_heads * self.layout.head_dim;
         let mut blocks = vec![vec![rubbish; self.layout.block_len()]; self.tokens.div_ceil(BLOCK_TOKENS)];
         for token in 0..self.tokens {
@@ -93,13 +93,36 @@ impl Case {
             let (key, value) = (&self.k[token * width..][..width], &self.v[token * width..][..width]);
             self.layout.write(block, token % BLOCK_TOKENS, key, value);
         }
-        let blocks = Blocks { blocks };
+        Blocks { blocks }
+    }
+
+    fn run(&self, kernels: &Kernels, tile_rows: usize, rubbish: f32) -> Vec<f32> {
+        let blocks = self.blocks(rubbish);
         let problem = self.problem(&blocks);
         let mut out = vec![f32::NAN; self.q.len()];
         let mut scratch = vec![f32::NAN; kernels.attend_scratch_len(self.layout)];
         let group_width = problem.group() * self.layout.head_dim;
         for part in MatrixMut::new(&mut out, self.rows).tiles(tile_rows, group_width) {
             kernels.attend(&problem, part, &mut scratch);
+        }
+        out
+    }
+
+    /// Chunk by chunk, the last one first.
+    fn run_in_chunks(&self, kernels: &Kernels, tile_rows: usize) -> Vec<f32> {
+        let blocks = self.blocks(0.0);
+        let problem = self.problem(&blocks);
+        let mut out = vec![f32::NAN; self.q.len()];
+        let mut scratch = vec![f32::NAN; kernels.attend_scratch_len(self.layout)];
+        let group_width = problem.group() * self.layout.head_dim;
+        for part in MatrixMut::new(&mut out, self.rows).tiles(tile_rows, group_width) {
+            let (rows, kv_head) = (part.rows(), part.columns().start / group_width);
+            let (chunks, len) = (problem.chunks(rows.clone()), kernels.attend_states_len(&problem, rows.len()));
+            let mut states = vec![f32::NAN; chunks.len() * len];
+            for (chunk, states) in chunks.zip(states.chunks_mut(len)).rev() {
+                kernels.attend_chunk(&problem, rows.clone(), (kv_head, chunk), states, &mut scratch);
+            }
+            kernels.attend_merged(&problem, &mut states, part);
         }
         out
     }
@@ -186,6 +209,7 @@ pub(crate) fn rows_are_independent(kernels: &Kernels) {
         for tile_rows in [1, 2, 5, 16] {
             let what = (case.rows, case.tokens, case.layout, case.mask, case.arithmetic, tile_rows);
             assert_eq!(bits(&case.run(kernels, tile_rows, 0.0)), whole, "{what:?}");
+            assert_eq!(bits(&case.run_in_chunks(kernels, tile_rows)), whole, "{what:?} in chunks");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::vector::Avx512;
-use crate::attention::{Attend, attend_pairs};
+use crate::attention::{Part, chunk_pairs};
 use crate::dispatch::{Kernels, PairKernels};
 use crate::matmul::Matmul;
 use crate::matmul_pairs::{matmul_pairs, round, scratch_len};
@@ -45,7 +45,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
         matmul: entry!((problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
         scratch_len: |rows, inputs| scratch_len(LANES, rows, inputs),
         round: Some(entry!((x: &[f32], inputs: usize, out: &mut [f32]) = round)),
-        attend: Some(entry!((problem: &Attend<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = attend_pairs)),
+        attend: Some(entry!((part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) = chunk_pairs)),
     }),
     other_peaks: &[Peak::new(
         "bf16",
@@ -103,15 +103,15 @@ impl Pairs for Avx512Bf16 {
         // SAFETY: `self` proves that the processor has the instruction.
         let mut lines = [unsafe { _mm512_setzero_si512() }; LANES];
         if rows.count() == LANES && rows.len() == 4 * LANES {
-            for row in 0..LANES {
+            for (row, line) in lines.iter_mut().enumerate() {
                 // SAFETY: as above; the part can be read and is as long as the register, any alignment will do.
-                lines[row] = unsafe { _mm512_loadu_si512(rows.part(row).cast()) };
+                *line = unsafe { _mm512_loadu_si512(rows.part(row).cast()) };
             }
         } else {
             let mask = if rows.len() >= 4 * LANES { u32::MAX } else { (1 << (rows.len() / 2)) - 1 };
-            for row in 0..rows.count().min(LANES) {
+            for (row, line) in lines.iter_mut().enumerate().take(rows.count()) {
                 // SAFETY: as above; the mask allows reading only within the part, which can be read.
-                lines[row] = unsafe { _mm512_maskz_loadu_epi16(mask, rows.part(row).cast()) };
+                *line = unsafe { _mm512_maskz_loadu_epi16(mask, rows.part(row).cast()) };
             }
         }
         // SAFETY: as above.

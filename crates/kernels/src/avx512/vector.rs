@@ -122,6 +122,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn largest(self, vector: __m512) -> f32 {
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { _mm512_reduce_max_ps(vector) }
+    }
+
+    #[inline(always)]
     fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
         // SAFETY: `self` proves that the processor has these instructions; the array is as long as the register.
         unsafe {
