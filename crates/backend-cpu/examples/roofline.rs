@@ -1,7 +1,7 @@
 //! Measures the operations that a forward pass spends its time in, next to what the machine could do.
 //!
-//! `cargo run --release -p ocelli-backend-cpu --example roofline [threads] [filter]`; `OCELLI_ISA` chooses the
-//! instruction set. Times are the tenth percentile of many runs: on a
+//! `cargo run --release -p ocelli-backend-cpu --example roofline [threads] [filter] [bf16]`; `OCELLI_ISA` chooses the
+//! instruction set, `bf16` the arithmetic. Times are the tenth percentile of many runs: on a
 //! busy machine that is what comes closest to the code's own.
 #![expect(clippy::print_stdout, reason = "a report is what it is for")]
 
@@ -10,14 +10,16 @@ use std::hint::black_box;
 
 use ocelli_backend::{Activation, AttentionDims, BLOCK_TOKENS, Backend, Epilogue, Mask, Span};
 use ocelli_backend_cpu::machine::{self, best};
-use ocelli_backend_cpu::{CpuBackend, CpuOptions};
+use ocelli_backend_cpu::{Arithmetic, CpuBackend, CpuOptions};
 use ocelli_formats::{Dtype, TensorData};
 
 fn main() {
     let mut arguments = env::args().skip(1);
     let threads = arguments.next().and_then(|threads| threads.parse().ok());
     let filter = arguments.next().unwrap_or_default();
-    let backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() }).expect("a backend");
+    let is_bf16 = arguments.next().is_some_and(|arithmetic| arithmetic == "bf16");
+    let arithmetic = if is_bf16 { Arithmetic::Bfloat16 } else { Arithmetic::Float32 };
+    let backend = CpuBackend::new(CpuOptions { threads, arithmetic, ..CpuOptions::default() }).expect("a backend");
     println!("{} threads, {}", backend.threads(), backend.isa());
 
     let run = Run { backend: &backend, filter };
@@ -33,6 +35,8 @@ fn main() {
         ("prefill down", 84, 1536, 576),
         ("8 rows up", 8, 576, 1536),
         ("decode up", 1, 576, 1536),
+        ("4 rows decode up", 4, 576, 1536),
+        ("8 rows decode up", 8, 576, 1536),
         ("decode kv", 1, 576, 192),
         ("decode logits", 1, 576, 49280),
         ("1.5B decode up", 1, 1536, 8960),
@@ -44,6 +48,7 @@ fn main() {
     run.attention("vision attention", 1024, 2, 64);
     run.cached("prefill attention", 84, 0, 9, 3, 64);
     run.cached("decode attention", 1, 1000, 9, 3, 64);
+    run.cached("long decode attention", 1, 4095, 9, 3, 64);
     run.elementwise();
 }
 
@@ -60,7 +65,7 @@ impl Run<'_> {
         let backend = self.backend;
         let x = backend.upload(&numbers(rows * inputs));
         // Enough copies that a decode step finds none of its weights in a cache.
-        let copies = if rows == 1 { (200 << 20) / (inputs * outputs * 2) + 1 } else { 1 };
+        let copies = if name.contains("decode") { (200 << 20) / (inputs * outputs * 2) + 1 } else { 1 };
         let weights: Vec<_> =
             (0..copies).map(|_| backend.weight(matrix(outputs, inputs).into()).expect("a weight")).collect();
         let mut next = weights.iter().cycle();
