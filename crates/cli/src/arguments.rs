@@ -1,6 +1,7 @@
 //! The command line: every command and its help text; flags that several commands share are in `shared`.
 
 mod bench;
+mod locate;
 mod precision;
 mod quantize;
 mod shared;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use crate::output::OutPath;
 
 pub(crate) use bench::BenchArgs;
+pub(crate) use locate::{DetectArgs, LocateArgs, PointArgs};
 pub(crate) use quantize::QuantizeArgs;
 pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, SamplingArgs};
 use shared::{out_path, positive};
@@ -60,6 +62,8 @@ pub(crate) enum Command {
     Describe(Box<DescribeArgs>),
     Run(Box<RunArgs>),
     Chat(Box<ChatArgs>),
+    Detect(Box<DetectArgs>),
+    Point(Box<PointArgs>),
     Transcribe(Box<TranscribeArgs>),
     Pull(PullArgs),
     List(ListArgs),

@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         Command::Describe(args) => commands::describe::run(args),
         Command::Run(args) => commands::run::run(args),
         Command::Chat(args) => commands::chat::run(args),
+        Command::Detect(args) => commands::locate::detect(args),
+        Command::Point(args) => commands::locate::point(args),
         Command::Transcribe(args) => commands::transcribe::run(args),
         Command::Pull(args) => commands::pull::run(args),
         Command::Models(args) => commands::models::run(args),

@@ -7,6 +7,7 @@ pub(crate) mod describe;
 pub(crate) mod eval_demo;
 pub(crate) mod eval_parity;
 pub(crate) mod list;
+pub(crate) mod locate;
 pub(crate) mod models;
 pub(crate) mod pull;
 pub(crate) mod quantize;

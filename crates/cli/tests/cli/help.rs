@@ -12,6 +12,8 @@ fn every_command_explains_itself_with_examples() {
         "describe",
         "run",
         "chat",
+        "detect",
+        "point",
         "transcribe",
         "pull",
         "list",

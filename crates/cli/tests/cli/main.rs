@@ -9,6 +9,7 @@ mod evaluate;
 mod help;
 #[cfg(unix)]
 mod interrupt;
+mod locate;
 mod models;
 mod out;
 mod run;

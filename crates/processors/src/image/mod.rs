@@ -2,6 +2,7 @@
 
 mod coefficients;
 mod decode;
+mod draw;
 mod normalize;
 mod resample;
 mod sniff;

@@ -1,0 +1,98 @@
+//! `ocelli detect` and `ocelli point`: where something is in a picture.
+
+use anyhow::Context;
+use ocelli_engine::{Cancel, LocateRequest, Located, Region};
+use ocelli_processors::{Image, ImageLimits};
+use serde_json::{Value, json};
+
+use crate::arguments::{DetectArgs, LocateArgs, PointArgs};
+use crate::exit::{Exit, Failure, Outcome, exit_of};
+use crate::inputs::Input;
+use crate::interrupt::Graceful;
+use crate::model;
+use crate::terminal::{note, print};
+
+pub(crate) fn detect(args: &DetectArgs) -> Outcome {
+    let (mut image, located) = locate(&args.locate, true)?;
+    if let Some(path) = &args.draw {
+        for region in &located.regions {
+            let thickness = (image.width.max(image.height) / 300).max(2);
+            image.outline(edges(region, &image), thickness, COLOUR);
+        }
+        std::fs::write(path, image.to_png()?).with_context(|| path.display().to_string())?;
+    }
+    show(&args.locate, &located, &image, "boxes")
+}
+
+pub(crate) fn point(args: &PointArgs) -> Outcome {
+    let (image, located) = locate(&args.locate, false)?;
+    show(&args.locate, &located, &image, "points")
+}
+
+fn locate(args: &LocateArgs, boxes: bool) -> Result<(Image, Located), Failure> {
+    let input = Input::single(&args.image);
+    let image = input.decode(&ImageLimits::default()).with_context(|| input.name())?;
+    let files = model::find(&args.model.model, args.model.revision.as_deref())?;
+    let engine = model::load(&files, &args.model.device)?;
+    let (graceful, cancel) = (Graceful::begin(), Cancel::new());
+    graceful.watch(cancel.clone());
+    let (thing, max_regions) = (args.thing.clone(), usize::from(args.max));
+    let request = LocateRequest { image: image.clone(), thing, boxes, max_regions };
+    let located = engine.locate(request, &cancel);
+    let exit = |error: &ocelli_engine::Error| match error {
+        _ if graceful.interrupted() => Exit::Interrupted,
+        ocelli_engine::Error::NoRegions { .. } => Exit::Model,
+        error => exit_of(error, Exit::Failed),
+    };
+    Ok((image, located.map_err(|error| Failure::new(exit(&error), error))?))
+}
+
+fn show(args: &LocateArgs, located: &Located, image: &Image, name: &str) -> Outcome {
+    let regions = &located.regions;
+    if args.json {
+        let found: Vec<Value> = regions.iter().map(|region| object(region, image)).collect();
+        let mut result = json!({
+            "image": Input::single(&args.image).name(),
+            "thing": args.thing,
+            "image_size": located.image.image_size,
+            "total_ms": located.total_ms,
+        });
+        result[name] = found.into();
+        print(&format!("{result}\n"))?;
+        return Ok(Exit::Success);
+    }
+    for region in regions {
+        let numbers =
+            if region.size.is_some() { edges(region, image).to_vec() } else { middle(region, image).to_vec() };
+        let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
+        print(&format!("{}\n", numbers.join(" ")))?;
+    }
+    if regions.is_empty() {
+        note(&format!("no {} found", args.thing));
+    }
+    Ok(Exit::Success)
+}
+
+/// One thing, in fractions and in pixels.
+fn object(region: &Region, image: &Image) -> Value {
+    match region.edges() {
+        Some([x_min, y_min, x_max, y_max]) => json!({
+            "x_min": x_min, "y_min": y_min, "x_max": x_max, "y_max": y_max, "pixels": edges(region, image),
+        }),
+        None => json!({ "x": region.x, "y": region.y, "pixels": middle(region, image) }),
+    }
+}
+
+/// Left, top, right and bottom edge in pixels.
+fn edges(region: &Region, image: &Image) -> [usize; 4] {
+    let [left, top, right, bottom] = region.edges().unwrap_or_default();
+    let pixel = |fraction: f32, side: usize| (fraction * side as f32).round() as usize;
+    [pixel(left, image.width), pixel(top, image.height), pixel(right, image.width), pixel(bottom, image.height)]
+}
+
+/// Pixels from the left and from above.
+fn middle(region: &Region, image: &Image) -> [usize; 2] {
+    [(region.x * image.width as f32) as usize, (region.y * image.height as f32) as usize]
+}
+
+const COLOUR: [u8; 3] = [255, 32, 32];

@@ -1,0 +1,38 @@
+//! `ocelli detect` and `ocelli point`. What is found is checked in the engine's tests.
+
+use crate::support::{Scratch, picture, repository};
+
+fn fixture() -> String {
+    repository("fixtures/moondream2").to_string_lossy().into_owned()
+}
+
+#[test]
+fn boxes_are_lines_objects_or_drawn() {
+    let (scratch, model) = (Scratch::new(), fixture());
+    let image = repository("fixtures/moondream2/image0.png").to_string_lossy().into_owned();
+    let detect = ["detect", &image, "red circle", "--model", &model, "--max", "2"];
+    let ran = scratch.run(detect);
+    let boxes: Vec<Vec<usize>> =
+        ran.ok().lines().map(|line| line.split(' ').map(|edge| edge.parse().unwrap()).collect()).collect();
+    assert_eq!(boxes.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4], "{ran:?}");
+
+    let ran = scratch.run(detect.into_iter().chain(["--json", "--draw", "found.png"]));
+    let object: serde_json::Value = serde_json::from_str(ran.ok()).unwrap();
+    assert_eq!(object["boxes"].as_array().unwrap().len(), 2);
+    assert_eq!(object["boxes"][0]["pixels"], serde_json::json!(boxes[0]));
+    assert_eq!(object["thing"], "red circle");
+    let drawn = std::fs::read(scratch.path().join("found.png")).unwrap();
+    assert!(drawn.starts_with(b"\x89PNG") && drawn != std::fs::read(&image).unwrap());
+
+    let ran = scratch.run(["point", &image, "red circle", "--model", &model, "--max", "1"]);
+    assert_eq!(ran.ok().split_whitespace().count(), 2, "{ran:?}");
+}
+
+#[test]
+fn a_model_of_words_is_refused() {
+    let scratch = Scratch::new();
+    scratch.write("a.png", &picture());
+    let ran = scratch.run(["detect", "a.png", "dog"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.stderr.contains("models do not tell where things are"), "{ran:?}");
+}
