@@ -89,15 +89,16 @@ Examples:
   ocelli describe 'scans/*.tif' --prompt \"Read the text.\" --json
   curl -s https://example.org/cat.png | ocelli describe -
   ocelli describe photo.jpg --model HuggingFaceTB/SmolVLM-256M-Instruct --quant q4 --quant-vision q8
+  ocelli describe photo.jpg --model Salesforce/blip2-opt-2.7b --speed quality
   ocelli describe cat.png --raw --prompt \"User:<image>What is this?\\nAssistant:\"")]
 pub(crate) struct DescribeArgs {
     /// Picture files, folders of them, patterns such as 'photos/*.jpg', or `-` for standard input
     #[arg(value_name = "IMAGE|DIR|GLOB|-", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) images: Vec<OsString>,
 
-    /// What to ask about each picture
-    #[arg(short, long, value_name = "TEXT", default_value = "Describe the image.")]
-    pub(crate) prompt: String,
+    /// What to ask about each picture (default: "Describe the image.", or nothing where a model captions by itself)
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
 
     /// Give the prompt to the model verbatim, without its chat template; `<image>` stands for the picture
     #[arg(long, requires = "prompt")]

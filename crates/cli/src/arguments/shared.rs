@@ -123,6 +123,10 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 
+    /// How long to think of an answer: `fast` takes the likeliest token every time, `quality` searches with 3 beams
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with = "num_beams")]
+    speed: Option<SpeedArg>,
+
     /// Search with this many beams; the answer then comes all at once
     #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true)]
     num_beams: usize,
@@ -139,6 +143,14 @@ pub(crate) struct SamplingArgs {
     /// Fill what is not given here with the model's own recommendations (generation_config.json)
     #[arg(long)]
     pub(crate) model_defaults: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SpeedArg {
+    /// The likeliest token every time: one beam
+    Fast,
+    /// The likeliest of many answers: three beams, which then come all at once
+    Quality,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -179,7 +191,11 @@ impl SamplingArgs {
             no_repeat_ngram_size: self.no_repeat_ngram_size,
             seed: self.seed,
             stop: self.stop.clone(),
-            num_beams: self.num_beams,
+            num_beams: match self.speed {
+                None => self.num_beams,
+                Some(SpeedArg::Fast) => 1,
+                Some(SpeedArg::Quality) => 3,
+            },
             length_penalty: self.length_penalty,
             early_stopping: match self.early_stopping {
                 EarlyStoppingArg::False => EarlyStopping::False,
@@ -270,6 +286,16 @@ mod tests {
         let cli = Cli::parse_from(["ocelli", "run", "hello"]);
         let Command::Run(args) = cli.command else { panic!("run was given") };
         assert_eq!(args.sampling.options(), GenerateOptions::greedy());
+    }
+
+    #[test]
+    fn speed_is_a_number_of_beams() {
+        let parse = |flags: &str| Cli::try_parse_from(["ocelli", "run", "hello"].into_iter().chain(flags.split(' ')));
+        for (flags, num_beams) in [("--speed fast", 1), ("--speed quality", 3), ("--num-beams 2", 2)] {
+            let Command::Run(args) = parse(flags).unwrap().command else { panic!("run was given") };
+            assert_eq!(args.sampling.options().num_beams, num_beams, "{flags}");
+        }
+        assert!(parse("--speed quality --num-beams 2").is_err());
     }
 
     #[test]
