@@ -62,9 +62,10 @@ pub(crate) type Emit<'a> = dyn FnMut(String, Vec<u32>) + 'a;
 /// # Errors
 /// Those of [`Session::prefill`] but for [`Error::Cancelled`], which is an outcome here; [`Error::NotFinite`].
 pub(crate) fn generate(session: &mut dyn Session, task: &Task<'_>, emit: &mut Emit<'_>) -> Result<Outcome> {
+    let held_ids = session.decoder_ids(task.ids);
     let prompt_tokens = task.ids.len();
     let context_length = session.context_length();
-    if prompt_tokens >= context_length {
+    if prompt_tokens.max(held_ids.len()) >= context_length {
         return Err(Error::PromptTooLong { prompt_tokens, context_length });
     }
     let start = Instant::now();
@@ -79,7 +80,9 @@ pub(crate) fn generate(session: &mut dyn Session, task: &Task<'_>, emit: &mut Em
         }
     };
     let prefilled = Instant::now();
-    let mut answer = Writer::new(session, task);
+    // What the answer continues is what the decoder holds.
+    let task = Task { ids: &held_ids, ..*task };
+    let mut answer = Writer::new(session, &task);
     let outcome = if task.options.num_beams > 1 {
         answer.search(session, sequence, logits, emit)
     } else {

@@ -114,8 +114,11 @@ impl LoadedModel {
         if let Some(packs) = packs {
             packs.keep();
         }
+        let mut end_ids = model.end_ids();
+        if end_ids.is_empty() {
+            end_ids = generation.end_ids;
+        }
         let session = ModelSession::new(backend, model, config.model_type(), options.prefill_chunk);
-        let mut end_ids = generation.end_ids;
         if end_ids.is_empty() {
             end_ids.extend(processor.tokenizer().named_token_id("eos_token"));
         }

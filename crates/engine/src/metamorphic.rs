@@ -6,6 +6,7 @@
 use std::fmt;
 
 use ocelli_backend::{Cancel, SequenceId};
+use ocelli_models::ImageInput;
 use ocelli_processors::{Image, LogMel, PreparedImage};
 use serde::Serialize;
 
@@ -105,7 +106,12 @@ struct Shown<'a> {
 /// One prompt on one session.
 struct Run<'a> {
     session: &'a mut dyn Session,
-    ids: &'a [u32],
+    prompt: &'a [u32],
+    /// The tokens of a whole sequence. Where a prompt is more than tokens of the decoder, it begins the sequence, and its
+    /// ids once more, as any others would do, continue it.
+    ids: Vec<u32>,
+    /// How many of them come at once, with the pictures.
+    begin: usize,
     features: Vec<ImageFeatures>,
     /// Logits of every row, computed in one piece.
     whole: Vec<f32>,
@@ -113,16 +119,21 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(session: &'a mut dyn Session, ids: &'a [u32], shown: Shown<'_>) -> Result<Self> {
+    fn new(session: &'a mut dyn Session, prompt: &'a [u32], shown: Shown<'_>) -> Result<Self> {
         let features = encode(session, shown)?;
-        let mut run = Self { session, ids, features, whole: Vec::new(), cancel: Cancel::new() };
-        run.whole = run.alone(run.ids)?;
+        let mut ids = session.decoder_ids(prompt);
+        let begin = ids.len();
+        if session.image_input() == ImageInput::Context {
+            ids.extend(prompt);
+        }
+        let mut run = Self { session, prompt, ids, begin, features, whole: Vec::new(), cancel: Cancel::new() };
+        run.whole = run.alone()?;
         Ok(run)
     }
 
     fn token_by_token(&mut self, chunk: usize) -> Result<Fact> {
         self.session.set_prefill_chunk(1);
-        let single = self.alone(self.ids);
+        let single = self.alone();
         self.session.set_prefill_chunk(chunk);
         Ok(same("prefill equals token by token", &single?, &self.whole))
     }
@@ -151,7 +162,7 @@ impl<'a> Run<'a> {
         let split = self.split();
         let prefix = self.prefilled(split)?;
         let continued = self.session.fork(prefix);
-        let rest = self.append(continued, &self.ids[split..], false);
+        let rest = self.extend(continued, self.ids.len());
         self.session.end(continued);
         self.session.end(prefix);
         let fresh = &self.whole[split * self.session.vocab_size()..];
@@ -178,7 +189,7 @@ impl<'a> Run<'a> {
         let split = self.split();
         let sequence = self.prefilled(self.ids.len())?;
         self.session.truncate(sequence, split);
-        let rest = self.append(sequence, &self.ids[split..], false);
+        let rest = self.extend(sequence, self.ids.len());
         self.session.end(sequence);
         let fresh = &self.whole[split * self.session.vocab_size()..];
         Ok(same("a truncated sequence equals a fresh prompt", &rest?, fresh))
@@ -191,12 +202,12 @@ impl<'a> Run<'a> {
     /// Other pictures (or recordings) give other logits, and the first ones afterwards the first logits again, to the last bit.
     fn pictures_decide(&mut self, others: Shown<'_>, originals: Shown<'_>) -> Result<[Fact; 2]> {
         self.features = encode(self.session, others)?;
-        let other = self.alone(self.ids)?;
+        let other = self.alone()?;
         let difference = Difference::between(&other, &self.whole).relative;
         let name = "another picture gives other logits";
         let differs = Fact { name, worst_relative: difference, pass: difference > TOLERANCE };
         self.features = encode(self.session, originals)?;
-        let again = self.alone(self.ids)?;
+        let again = self.alone()?;
         let difference = Difference::between(&again, &self.whole).relative;
         let name = "the first picture gives the first logits again";
         Ok([differs, Fact { name, worst_relative: difference, pass: again == self.whole }])
@@ -205,25 +216,27 @@ impl<'a> Run<'a> {
     /// The same pictures in another order give other logits at the end of the prompt.
     fn order_decides(&mut self, ids: &[u32], reversed: Shown<'_>) -> Result<Fact> {
         let features = encode(self.session, reversed)?;
-        let originals = std::mem::replace(&mut self.features, features);
-        let other = self.alone(ids);
-        self.features = originals;
+        let features = std::mem::replace(&mut self.features, features);
+        let ids = std::mem::replace(&mut self.ids, ids.to_vec());
+        let other = self.alone();
+        (self.features, self.ids) = (features, ids);
         let last = |logits: &[f32]| logits[logits.len() - self.session.vocab_size()..].to_vec();
         let difference = Difference::between(&last(&other?), &last(&self.whole)).relative;
         Ok(Fact { name: "the order of pictures matters", worst_relative: difference, pass: difference > TOLERANCE })
     }
 
-    /// Where a prompt may be cut: behind its last picture, and not at its ends.
+    /// Where a sequence may be cut: behind its last picture, and not at its ends.
     fn split(&self) -> usize {
-        let image_id = self.session.image_input().token_id();
-        let last_image = self.ids.iter().rposition(|&id| Some(id) == image_id).map_or(0, |at| at + 1);
-        last_image.max(self.ids.len() / 2).min(self.ids.len() - 1)
+        let input = self.session.image_input();
+        let last_image = self.ids.iter().rposition(|&id| Some(id) == input.token_id()).map_or(0, |at| at + 1);
+        let looked_at = if input == ImageInput::Context { self.begin } else { last_image };
+        looked_at.max(self.ids.len() / 2).min(self.ids.len() - 1)
     }
 
     /// Logits of every row of a sequence of its own.
-    fn alone(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+    fn alone(&mut self) -> Result<Vec<f32>> {
         let sequence = self.session.start();
-        let logits = self.append(sequence, ids, true);
+        let logits = self.extend(sequence, self.ids.len());
         self.session.end(sequence);
         logits
     }
@@ -231,13 +244,28 @@ impl<'a> Run<'a> {
     /// A sequence that holds the first `len` tokens.
     fn prefilled(&mut self, len: usize) -> Result<SequenceId> {
         let sequence = self.session.start();
-        self.append(sequence, &self.ids[..len], true)?;
+        self.extend(sequence, len)?;
         Ok(sequence)
     }
 
-    fn append(&mut self, sequence: SequenceId, ids: &[u32], with_images: bool) -> Result<Vec<f32>> {
-        let images = if with_images { &self.features[..] } else { &[] };
-        self.session.prefill(sequence, Prefill { ids, images, rows: LogitRows::All, cancel: &self.cancel })
+    /// Makes a sequence `len` tokens long; returns the logits of the new ones.
+    fn extend(&mut self, sequence: SequenceId, len: usize) -> Result<Vec<f32>> {
+        let Self { session, prompt, ids, begin, features, cancel, .. } = self;
+        let (held, looks) = (session.len(sequence), session.image_input() == ImageInput::Context);
+        let mut append = |ids: &[u32], images: &[ImageFeatures]| {
+            session.prefill(sequence, Prefill { ids, images, rows: LogitRows::All, cancel })
+        };
+        if held > 0 {
+            return append(&ids[held..len], &[]);
+        }
+        if !looks {
+            return append(&ids[..len], features);
+        }
+        let mut logits = append(prompt, features)?;
+        if len > *begin {
+            logits.extend(append(&ids[*begin..len], &[])?);
+        }
+        Ok(logits)
     }
 }
 

@@ -218,7 +218,8 @@ impl Run<'_> {
         let mut features = self.compare_features(&prompt)?;
         features.extend(self.compare_recording()?);
         self.compare_logits(&prompt, &features)?;
-        let max_tokens = Some(self.reference.limit(&prompt.ids)?);
+        let held_ids = self.model.session.decoder_ids(&prompt.ids);
+        let max_tokens = Some(self.reference.limit(&held_ids)?);
         let greedy = GenerateOptions { max_tokens, ..GenerateOptions::greedy() };
         self.compare_answer("out.greedy_ids", &greedy, &prompt, &features)?;
         for (name, num_beams) in self.reference.searches() {
@@ -323,7 +324,8 @@ impl Run<'_> {
         prompt: &Prompt,
         features: &[ImageFeatures],
     ) -> Result<Option<Outcome>> {
-        let Some(expected) = self.reference.new_ids(name, &prompt.ids)? else { return Ok(None) };
+        let held_ids = self.model.session.decoder_ids(&prompt.ids);
+        let Some(expected) = self.reference.new_ids(name, &held_ids)? else { return Ok(None) };
         let task = Task {
             ids: &prompt.ids,
             images: features,

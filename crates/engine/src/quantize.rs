@@ -292,6 +292,9 @@ fn copy_files(
 ) -> Result<()> {
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(|source| io_error(parent.to_path_buf(), source))?;
+        }
         std::fs::write(&path, bytes).map_err(|source| io_error(path, source))
     };
     let is_weights = |name: &str| {

@@ -198,11 +198,12 @@ impl Server {
         if prompt_tokens == 0 {
             return Err(Error::EmptyPrompt);
         }
-        if prompt_tokens >= context_length {
+        let held_tokens = self.session.decoder_ids(&prompt.ids).len();
+        if prompt_tokens.max(held_tokens) >= context_length {
             return Err(Error::PromptTooLong { prompt_tokens, context_length });
         }
-        let answer_tokens = options.max_tokens().min(context_length - prompt_tokens);
-        let tokens = prompt_tokens + answer_tokens * options.num_beams;
+        let answer_tokens = options.max_tokens().min(context_length - held_tokens);
+        let tokens = held_tokens + answer_tokens * options.num_beams;
         let bytes = |tokens: usize| tokens as u64 * self.session.kv_bytes_per_token() as u64;
         let further = tokens.saturating_sub(self.most_cached);
         self.budget.check_cache(tokens, bytes(further), bytes(self.most_cached))?;
@@ -315,6 +316,9 @@ mod tests {
         }
         fn image_input(&self) -> ImageInput {
             self.inner.image_input()
+        }
+        fn decoder_ids(&self, ids: &[u32]) -> Vec<u32> {
+            self.inner.decoder_ids(ids)
         }
         fn prefill_chunk(&self) -> usize {
             self.inner.prefill_chunk()

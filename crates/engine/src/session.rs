@@ -31,6 +31,10 @@ pub trait Session: Send {
     /// How pictures come in.
     fn image_input(&self) -> ImageInput;
 
+    /// The tokens of a sequence that begins with this prompt: the prompt's own, unless its model gives them to another
+    /// part than the decoder.
+    fn decoder_ids(&self, ids: &[u32]) -> Vec<u32>;
+
     /// Most rows of a prompt that are computed at once.
     fn prefill_chunk(&self) -> usize;
 
@@ -70,12 +74,14 @@ pub trait Session: Send {
     /// Forgets all but the first `len` tokens of a sequence.
     fn truncate(&mut self, sequence: SequenceId, len: usize);
 
-    /// Appends a part of a prompt to a sequence, in chunks; returns logits, `[rows, V]`.
+    /// Appends a part of a prompt to a sequence, in chunks; returns logits, `[rows, V]`. For a model that looks at its
+    /// pictures by cross-attention ([`ImageInput::Context`]) the first part is the whole prompt with its pictures, and
+    /// the sequence then holds [`Session::decoder_ids`]; further parts are continuations.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::TokenOutOfRange`], [`Error::VisionTokenMismatch`],
-    /// [`Error::NothingToLookAt`], [`Error::PromptTooLong`]
-    /// before anything is computed; [`Error::Cancelled`] between two layers. The sequence is then to be ended.
+    /// [`Error::EmptyPrompt`], [`Error::TokenOutOfRange`], [`Error::VisionTokenMismatch`], [`Error::NothingToLookAt`],
+    /// [`Error::PromptTooLong`] before anything is computed; [`Error::Cancelled`] between two layers. The sequence is
+    /// then to be ended.
     fn prefill(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<Vec<f32>>;
 
     /// Appends one token to each of some sequences, all in one pass; returns logits `[sequences, V]`.
@@ -200,18 +206,20 @@ impl<B: Backend> ModelSession<B> {
         if let Some(&id) = prompt.ids.iter().find(|&&id| is_unknown(id)) {
             return Err(Error::TokenOutOfRange { id, vocab_size });
         }
-        if self.model.image_input() != ImageInput::Context {
+        let begins = self.cache.len(sequence) == 0;
+        if self.model.image_input() == ImageInput::Context {
+            if begins && prompt.images.is_empty() {
+                return Err(Error::NothingToLookAt { model_type: self.model_type.clone() });
+            }
+        } else {
             let placeholders = self.image_rows(prompt.ids).len();
             let features = prompt.images.iter().map(ImageFeatures::tokens).sum();
             if placeholders != features {
                 return Err(Error::VisionTokenMismatch { placeholders, features });
             }
         }
-        let past = self.cache.len(sequence);
-        if self.model.image_input() == ImageInput::Context && past == 0 && prompt.images.is_empty() {
-            return Err(Error::NothingToLookAt { model_type: self.model_type.clone() });
-        }
-        let prompt_tokens = past + prompt.ids.len();
+        let decoder_tokens = if begins { self.model.decoder_ids(prompt.ids).len() } else { 0 };
+        let prompt_tokens = self.cache.len(sequence) + prompt.ids.len().max(decoder_tokens);
         if prompt_tokens > self.context_length() {
             return Err(Error::PromptTooLong { prompt_tokens, context_length: self.context_length() });
         }
@@ -341,6 +349,10 @@ impl<B: Backend> Session for ModelSession<B> {
         self.model.image_input()
     }
 
+    fn decoder_ids(&self, ids: &[u32]) -> Vec<u32> {
+        self.model.decoder_ids(ids)
+    }
+
     fn prefill_chunk(&self) -> usize {
         self.chunk
     }
@@ -400,9 +412,9 @@ impl<B: Backend> Session for ModelSession<B> {
             return Ok(self.append(sequence, prompt)?.0);
         }
         let features: Vec<&Tensor<B>> = prompt.images.iter().map(|features| self.tensor(features)).collect();
-        let (context, ids) = self.model.context(prompt.ids, &features);
-        self.cache.set_context(sequence, context);
-        Ok(self.append(sequence, Prefill { ids: &ids, ..prompt })?.0)
+        self.cache.set_context(sequence, self.model.context(prompt.ids, &features));
+        let ids = self.model.decoder_ids(prompt.ids);
+        Ok(self.append(sequence, Prefill { ids: &ids, images: &[], ..prompt })?.0)
     }
 
     fn locate(&mut self, sequence: SequenceId, looked: Looked<'_>) -> Result<Vec<Region>> {
@@ -454,8 +466,8 @@ impl<B: Backend> Session for ModelSession<B> {
             return Err(error);
         }
         let _step = self.backend.begin_step();
-        let (context, ids) = self.model.context(ids, &[self.tensor(audio)]);
-        self.cache.set_context(sequence, context);
+        self.cache.set_context(sequence, self.model.context(ids, &[self.tensor(audio)]));
+        let ids = self.model.decoder_ids(ids);
         let step = self.cache.step(&[(sequence, ids.len())]);
         let x = self.model.embed(&ids);
         let (hidden, alignment) = self.model.align(&x, &step, &mut self.cache, heads, columns);

@@ -94,7 +94,7 @@ impl ModelFiles {
         if let Source::Gguf { model, .. } = &self.source { Some(model) } else { None }
     }
 
-    /// The names of all files at the top level, sorted.
+    /// The names of all files at the top level and in [`PARTS`], sorted.
     ///
     /// # Errors
     /// [`Error::Io`] when the folder cannot be read.
@@ -104,14 +104,9 @@ impl ModelFiles {
             Source::Memory(files) => files.iter().map(|(name, _)| name.clone()).collect(),
             Source::Gguf { model, .. } => model.names().map(str::to_owned).collect(),
             Source::Folder(path) => {
-                let io_error = |source| Error::Io { path: path.clone(), source };
-                let mut names = Vec::new();
-                for entry in std::fs::read_dir(path).map_err(io_error)? {
-                    let entry = entry.map_err(io_error)?;
-                    // A broken link counts as a file: opening it will say what is wrong.
-                    if !entry.path().is_dir() {
-                        names.push(entry.file_name().to_string_lossy().into_owned());
-                    }
+                let mut names = names_in(path, "")?;
+                for part in PARTS.iter().filter(|part| path.join(part).is_dir()) {
+                    names.extend(names_in(&path.join(part), &format!("{part}/"))?);
                 }
                 names
             }
@@ -171,6 +166,20 @@ impl ModelFiles {
     }
 }
 
+/// The names of a folder's files, behind a prefix.
+fn names_in(folder: &Path, prefix: &str) -> Result<Vec<String>> {
+    let io_error = |source| Error::Io { path: folder.to_path_buf(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io_error)? {
+        let entry = entry.map_err(io_error)?;
+        // A broken link counts as a file: opening it will say what is wrong.
+        if !entry.path().is_dir() {
+            names.push(format!("{prefix}{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    Ok(names)
+}
+
 fn read(path: PathBuf) -> Result<Option<SharedBytes>> {
     match SharedBytes::open(&path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -185,6 +194,8 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
+/// Folders whose files belong to a model, too.
+pub const PARTS: &[&str] = &["additional_chat_templates", "qformer_tokenizer"];
 /// The vision part of a model in two GGUF files.
 const PROJECTOR: &str = "mmproj";
 const CONFIG: &str = "config.json";

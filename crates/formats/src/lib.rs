@@ -35,7 +35,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{Config, Section};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
-pub use files::ModelFiles;
+pub use files::{ModelFiles, PARTS};
 pub use gguf::{Gguf, GgufValue};
 pub use grouped::{CodeBits, GroupedLayout, GroupedTensor, WeightData};
 pub use quantization::{ModuleQuantization, Quantization};

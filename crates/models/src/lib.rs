@@ -4,6 +4,10 @@
 //! and nothing else: the key/value cache, positions and the batch are arguments, sampling and files live elsewhere.
 #![forbid(unsafe_code)]
 
+mod bert;
+mod blip;
+mod blip2;
+mod blip_vision;
 mod clip;
 mod deepseek_v2;
 mod deepseek_vl_v2;
@@ -12,11 +16,14 @@ mod experts;
 mod fast_vlm;
 mod fastvit;
 mod idefics3;
+mod instructblip;
 mod llama;
 mod llava;
 mod moondream;
 mod moondream_region;
 mod mrope;
+mod opt;
+mod qformer;
 mod qwen2;
 mod qwen2_5_vl;
 mod qwen2_vl;
@@ -89,13 +96,25 @@ pub trait Model<B: Backend>: Send + Sync {
         0
     }
 
-    /// For [`ImageInput::Context`]: what cross-attention looks at, and the ids that the decoder begins with. `ids` are
-    /// the prompt's.
+    /// For [`ImageInput::Context`]: what cross-attention looks at. `ids` are the prompt's, and there is at least one
+    /// picture (or recording).
     ///
     /// # Panics
     /// For every other model.
-    fn context(&self, ids: &[u32], features: &[&Tensor<B>]) -> (Context<B>, Vec<u32>) {
+    fn context(&self, ids: &[u32], features: &[&Tensor<B>]) -> Context<B> {
         panic!("{} ids and {} pictures for a model without cross-attention", ids.len(), features.len())
+    }
+
+    /// The ids that the decoder begins with when a sequence begins with this prompt: at least one, if the prompt has one.
+    /// Others than the prompt's only for [`ImageInput::Context`].
+    fn decoder_ids(&self, ids: &[u32]) -> Vec<u32> {
+        ids.to_vec()
+    }
+
+    /// The tokens that end an answer, for families whose `generation_config.json` names others than their code uses.
+    /// Empty: the config decides.
+    fn end_ids(&self) -> Vec<u32> {
+        Vec::new()
     }
 
     /// How the model says where things are; `None` for those that only have words for it.

@@ -17,12 +17,17 @@ use crate::error::{Error, Result, require};
 /// The fields of `config.json` (or its `text_config`) that a decoder needs; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Config {
+    #[serde(default = "default_hidden_size")]
     pub(crate) hidden_size: usize,
+    #[serde(default = "default_intermediate_size")]
     pub(crate) intermediate_size: usize,
+    #[serde(default = "default_layers_and_heads")]
     pub(crate) num_hidden_layers: usize,
+    #[serde(default = "default_layers_and_heads")]
     pub(crate) num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
+    #[serde(default = "default_vocab_size")]
     pub(crate) vocab_size: usize,
     #[serde(default = "default_max_position_embeddings")]
     pub(crate) max_position_embeddings: usize,
@@ -268,6 +273,22 @@ fn rename(name: &str, tied: bool) -> Renamed {
         return Renamed::Ignored;
     }
     Renamed::To(name.to_owned())
+}
+
+fn default_hidden_size() -> usize {
+    4096
+}
+
+fn default_intermediate_size() -> usize {
+    11_008
+}
+
+fn default_layers_and_heads() -> usize {
+    32
+}
+
+fn default_vocab_size() -> usize {
+    32_000
 }
 
 fn default_max_position_embeddings() -> usize {

@@ -4,10 +4,13 @@ use ocelli_backend::{Backend, WeightSource};
 use ocelli_formats::Config;
 
 use crate::Model;
+use crate::blip::Blip;
+use crate::blip2::Blip2;
 use crate::deepseek_vl_v2::DeepseekVlV2;
 use crate::error::{Error, Result};
 use crate::fast_vlm::FastVlm;
 use crate::idefics3::Idefics3;
+use crate::instructblip::InstructBlip;
 use crate::llama::Llama;
 use crate::llava::Llava;
 use crate::moondream::Moondream;
@@ -52,9 +55,12 @@ macro_rules! families {
 }
 
 families! {
+    "blip", "BLIP captioning and VQA", sees_images: true, Blip;
+    "blip-2", "BLIP-2 (OPT)", sees_images: true, Blip2;
     "deepseek_vl_v2", "DeepSeek-VL2 Tiny, Small", sees_images: true, DeepseekVlV2;
     "fast_vlm", "FastVLM", sees_images: true, FastVlm;
     "idefics3", "Idefics3, SmolVLM", sees_images: true, Idefics3;
+    "instructblip", "InstructBLIP (Vicuna)", sees_images: true, InstructBlip;
     "llama", "Llama 2, 3.x", sees_images: false, Llama;
     "llava", "LLaVA 1.5", sees_images: true, Llava;
     "llava_qwen2", "FastVLM (Apple's names)", sees_images: true, FastVlm;

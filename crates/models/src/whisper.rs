@@ -119,10 +119,10 @@ impl<B: Backend> Model<B> for Whisper<B> {
     }
 
     /// Keys and values of the features for every layer; the prompt is the decoder's.
-    fn context(&self, ids: &[u32], features: &[&Tensor<B>]) -> (Context<B>, Vec<u32>) {
+    fn context(&self, _ids: &[u32], features: &[&Tensor<B>]) -> Context<B> {
         let features = Tensor::concat_rows(features);
         let layers = self.layers.iter().map(|layer| layer.encoder_attn.keys_and_values(&features));
-        (Context::new(layers.collect()), ids.to_vec())
+        Context::new(layers.collect())
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {

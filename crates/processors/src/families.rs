@@ -1,5 +1,6 @@
 //! The model families that see, one row each.
 
+mod blip;
 mod clip;
 mod deepseek_vl_v2;
 mod fast_vlm;
@@ -57,6 +58,16 @@ pub trait ImageProcessor: Send + Sync {
     /// The token whose embeddings the vision features replace, [`PreparedImage::vision_tokens`] times per picture.
     fn image_token(&self) -> &str;
 
+    /// Where pictures are in a prompt.
+    fn place(&self) -> ImagePlace {
+        ImagePlace::InText
+    }
+
+    /// What to ask about a picture if nobody says: as near as the family comes to a description.
+    fn default_prompt(&self) -> &'static str {
+        "Describe the image."
+    }
+
     /// Texts that stand for ids in a prompt although the tokenizer may not know them: [`ImageProcessor::image_token`], if
     /// the model has no token for it, and what else the default template says in ids. The user's text is never one.
     fn foreign_tokens(&self) -> Vec<(&'static str, Vec<u32>)> {
@@ -74,6 +85,18 @@ pub trait ImageProcessor: Send + Sync {
     fn default_template(&self) -> Option<&'static str> {
         None
     }
+}
+
+/// Where a family has its pictures. But for the first place, what is said of a text is that its tokenizer frames it (BOS,
+/// `[CLS]` and `[SEP]`) in a chat, too, and that placeholders in it mean nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImagePlace {
+    /// In place of their placeholders.
+    InText,
+    /// Before the text and what the tokenizer puts before it, as this token's id.
+    First(u32),
+    /// Nowhere: the model looks at its one picture by cross-attention.
+    Apart,
 }
 
 /// The `model_type`s with an image processor.
@@ -132,9 +155,12 @@ pub fn mel_extractor(files: &ModelFiles, config: &Config) -> Result<Option<MelEx
 type Constructor = fn(&Model<'_>) -> Result<Box<dyn ImageProcessor>>;
 
 const FAMILIES: &[(&str, Constructor)] = &[
+    ("blip", blip::load),
+    ("blip-2", blip::load_2),
     ("deepseek_vl_v2", deepseek_vl_v2::load),
     ("fast_vlm", fast_vlm::load),
     ("idefics3", idefics3::load),
+    ("instructblip", blip::load_instruct),
     ("llava", clip::load),
     ("llava_qwen2", fast_vlm::load),
     ("moondream1", moondream::load),

@@ -20,7 +20,7 @@ mod text;
 
 pub use audio::{Audio, AudioLimits, LogMel, MelExtractor, decode_audio};
 pub use error::{Error, Result};
-pub use families::{ImageProcessor, families, image_processor, mel_extractor};
+pub use families::{ImagePlace, ImageProcessor, families, image_processor, mel_extractor};
 pub use image::{Detail, Image, ImageLimits, PreparedImage, ResampleFilter, decode_image, image_dimensions, resize};
 pub use processor::{Processor, Prompt};
 pub use text::{ChatOptions, ChatTemplate, Clock, Content, ContentForm, Message, TokenStream, Tokenizer};

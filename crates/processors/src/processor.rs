@@ -5,7 +5,7 @@ use std::fmt::Write;
 use ocelli_formats::{Config, ModelFiles};
 
 use crate::audio::MelExtractor;
-use crate::families::{ImageProcessor, Model, mel_extractor, of_model};
+use crate::families::{ImagePlace, ImageProcessor, Model, mel_extractor, of_model};
 use crate::image::{Detail, Image, ImageLimits, PreparedImage, decode_image};
 use crate::text::{ChatOptions, ChatTemplate, Content, ContentForm, Guard, Message, Segment, Tokenizer};
 use crate::{Error, Result};
@@ -90,6 +90,11 @@ impl Processor {
         self.template.as_ref().is_some_and(|(template, _)| template.thinks())
     }
 
+    /// What to ask about a picture if nobody says; nothing for a text model.
+    pub fn default_prompt(&self) -> &'static str {
+        self.images.as_ref().map_or("", |images| images.default_prompt())
+    }
+
     /// The family's image processor, if the model sees.
     pub fn image_processor(&self) -> Option<&dyn ImageProcessor> {
         self.images.as_deref()
@@ -144,13 +149,18 @@ impl Processor {
         let guard = self.guard(messages, options)?;
         let options = protected_options(options, &guard);
         let rendered = template.render(&protected(messages, &guard), *form, self.placeholder(), &options)?;
+        let rendered = self.placed(rendered, images.len())?;
         let placeholders = self.count_placeholders(&rendered);
-        if placeholders != images.len() {
+        if placeholders != self.places(images.len()) {
             return Err(Error::ImageCount { placeholders, images: images.len() });
         }
-        let images = self.prepare(images, options.detail, &rendered)?;
+        let images = self.prepare(images, options.detail, &guard.restore(&rendered))?;
         let text = self.expand(&rendered, &images);
-        let ids = self.encode_guarded(&guard, &text)?;
+        let mut ids = self.encode_guarded(&guard, &text)?;
+        if self.place() != ImagePlace::InText {
+            ids = self.framed(ids)?;
+        }
+        let ids = self.with_images(ids, &images);
         self.finish(guard.restore(&text).into_owned(), ids, images)
     }
 
@@ -168,17 +178,18 @@ impl Processor {
     /// # Errors
     /// As [`Processor::raw_prompt`].
     pub fn raw_prompt_with(&self, text: &str, images: &[Image], detail: Detail) -> Result<Prompt> {
-        let placeholders = self.count_placeholders(text);
         self.check_images(images.len(), images)?;
-        let n_images = images.len();
-        if placeholders < n_images || (n_images == 0 && placeholders > 0) {
+        let text = self.placed(text.to_owned(), images.len())?;
+        let (placeholders, n_images, places) =
+            (self.count_placeholders(&text), images.len(), self.places(images.len()));
+        if placeholders < places || (places == 0 && placeholders > 0) {
             return Err(Error::ImageCount { placeholders, images: n_images });
         }
-        let images = self.prepare(images, detail, text)?;
+        let images = self.prepare(images, detail, &text)?;
         let n_tokens: usize = images.iter().map(|image| image.vision_tokens).sum();
         let text = match placeholders {
-            _ if placeholders == n_images => self.expand(text, &images),
-            _ if placeholders == n_tokens => text.to_string(),
+            _ if placeholders == places => self.expand(&text, &images),
+            _ if placeholders == n_tokens => text,
             _ => return Err(Error::ImageCount { placeholders, images: n_images }),
         };
         let mut ids = self.encode(&text, true)?;
@@ -190,6 +201,7 @@ impl Processor {
         {
             ids.remove(0);
         }
+        let ids = self.with_images(ids, &images);
         self.finish(text, ids, images)
     }
 
@@ -214,6 +226,43 @@ impl Processor {
         self.images.as_ref().map_or("", |images| images.placeholder())
     }
 
+    fn place(&self) -> ImagePlace {
+        self.images.as_ref().map_or(ImagePlace::InText, |images| images.place())
+    }
+
+    /// How many placeholders so many pictures need.
+    fn places(&self, n_images: usize) -> usize {
+        if self.place() == ImagePlace::InText { n_images } else { 0 }
+    }
+
+    /// The text without placeholders, where they mean nothing: either all pictures have one or none has.
+    fn placed(&self, text: String, n_images: usize) -> Result<String> {
+        let placeholders = self.count_placeholders(&text);
+        if self.place() == ImagePlace::InText || placeholders == 0 {
+            return Ok(text);
+        }
+        if placeholders != n_images {
+            return Err(Error::ImageCount { placeholders, images: n_images });
+        }
+        Ok(text.replace(self.placeholder(), ""))
+    }
+
+    /// The ids of a text with what the tokenizer puts around it, unless a template has.
+    fn framed(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        let (before, behind) = self.tokenizer.frame()?;
+        if !before.is_empty() && ids.starts_with(&before) {
+            return Ok(ids);
+        }
+        Ok([before, ids, behind].concat())
+    }
+
+    /// The ids of a prompt whose text has these.
+    fn with_images(&self, ids: Vec<u32>, images: &[PreparedImage]) -> Vec<u32> {
+        let ImagePlace::First(image_id) = self.place() else { return ids };
+        let n_tokens = images.iter().map(|image| image.vision_tokens).sum();
+        [vec![image_id; n_tokens], ids].concat()
+    }
+
     fn count_placeholders(&self, text: &str) -> usize {
         self.images.as_ref().map_or(0, |images| text.matches(images.placeholder()).count())
     }
@@ -221,6 +270,9 @@ impl Processor {
     fn check_images(&self, wanted: usize, images: &[Image]) -> Result<()> {
         if self.images.is_none() && (wanted > 0 || !images.is_empty()) {
             return Err(Error::NoVision { label: self.label.clone(), model_type: self.model_type.clone() });
+        }
+        if self.place() == ImagePlace::Apart && images.len() != 1 {
+            return Err(Error::ImageCount { placeholders: 1, images: images.len() });
         }
         if wanted != images.len() {
             return Err(Error::ImageCount { placeholders: wanted, images: images.len() });
@@ -255,7 +307,9 @@ impl Processor {
 
     /// The text with each placeholder replaced by the picture's own text.
     fn expand(&self, text: &str, images: &[PreparedImage]) -> String {
-        let Some(processor) = &self.images else { return text.to_string() };
+        let Some(processor) = self.images.as_ref().filter(|images| images.place() == ImagePlace::InText) else {
+            return text.to_string();
+        };
         let mut expanded = String::new();
         let mut images = images.iter();
         for (index, part) in text.split(processor.placeholder()).enumerate() {
@@ -304,9 +358,13 @@ impl Processor {
 
     /// Checks that every vision feature has its token, and every token its feature.
     fn finish(&self, text: String, ids: Vec<u32>, images: Vec<PreparedImage>) -> Result<Prompt> {
-        if let Some(processor) = &self.images {
+        if let Some(processor) = self.images.as_ref().filter(|images| images.place() != ImagePlace::Apart) {
             let token = processor.image_token();
-            let found = ids.iter().filter(|&&id| Some(id) == self.image_id).count();
+            let id = match processor.place() {
+                ImagePlace::First(id) => Some(id),
+                _ => self.image_id,
+            };
+            let found = ids.iter().filter(|&&other| Some(other) == id).count();
             let expected = images.iter().map(|image| image.vision_tokens).sum();
             if found != expected {
                 return Err(Error::ImageTokens { token: token.into(), expected, found });

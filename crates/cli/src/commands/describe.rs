@@ -108,6 +108,7 @@ impl Batch<'_> {
         let image = input.decode(&self.args.answer.image_limits()).map_err(|error| Problem::Picture(error.into()))?;
         let decode_ms = started.elapsed().as_secs_f64() * 1e3;
         let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
+        let prompt = prompt.as_deref().unwrap_or_else(|| self.engine.processor().default_prompt());
         let request = model::request(prompt, vec![image], *raw, how.detail.into(), self.options.clone());
         let (mut closed, mut printer) = (None, AnswerPrinter::new());
         let result = model::answer(&self.engine, request, graceful, |piece| {

@@ -3,6 +3,8 @@
 //! Everything small that describes it (configuration, tokenizer, templates, processors) and one set of safetensors.
 //! Never code, and never the copies of the weights in other formats, which can multiply the download.
 
+use ocelli_formats::PARTS;
+
 use super::error::{HubError, Result};
 
 /// A file in a repository.
@@ -86,7 +88,7 @@ fn chosen_weights<F: HasName>(weights: Vec<F>) -> Vec<F> {
 /// Configuration, tokenizer, templates and processors, by their ending; indexes only of safetensors.
 fn describes(name: &str) -> bool {
     let endings = [".json", ".jinja", ".txt", ".model", ".tiktoken"];
-    let in_folder = name.contains('/') && !name.starts_with("additional_chat_templates/");
+    let in_folder = name.split_once('/').is_some_and(|(folder, _)| !PARTS.contains(&folder));
     let other_index = name.ends_with(".index.json") && !name.ends_with(".safetensors.index.json");
     let other_use = ["requirements.txt", "training_args.json", "trainer_state.json", "all_results.json"];
     endings.iter().any(|ending| name.ends_with(ending)) && !in_folder && !other_index && !other_use.contains(&name)

@@ -17,11 +17,15 @@ macro_rules! published {
 }
 
 published! {
+    "blip-base",
+    "blip-vqa-base",
+    "blip2-opt-2.7b",
     "deepseek-vl2-small",
     "deepseek-vl2-tiny",
     "fastvlm-0.5b",
     "fastvlm-1.5b",
     "fastvlm-7b",
+    "instructblip-vicuna-7b",
     "llama-3.2-1b",
     "llama-3.2-3b",
     "llava-1.5-7b",

@@ -72,7 +72,7 @@ pub struct PreparedImage {
     pub image_size: (usize, usize),
     /// `(width, height)` it was brought to before it was cut into tiles.
     pub resized_to: (usize, usize),
-    /// Image tokens it takes in the prompt.
+    /// Features that it becomes: image tokens in the prompt, unless the model looks at it by cross-attention.
     pub vision_tokens: usize,
     /// Hash of the decoded pixels and of everything done to them: a key for caches of vision features.
     pub content_hash: u128,

@@ -33,16 +33,37 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::NoTokenizer`], [`Error::BadTokenizer`], [`Error::Files`].
     pub fn load(files: &ModelFiles) -> Result<Self> {
-        let Some(bytes) = files.bytes("tokenizer.json")? else {
-            return Err(Error::NoTokenizer { label: files.label().into() });
+        Self::load_from(files, "")
+    }
+
+    /// [`Tokenizer::load`] of a tokenizer in a folder of the model: its name with a slash.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub(crate) fn load_from(files: &ModelFiles, folder: &str) -> Result<Self> {
+        let name = format!("{folder}tokenizer.json");
+        let Some(bytes) = files.bytes(&name)? else {
+            let label = files.label();
+            let separator = if folder.is_empty() { "" } else { "/" };
+            let label = format!("{label}{separator}{}", folder.trim_end_matches('/'));
+            return Err(Error::NoTokenizer { label });
         };
         let mut named = BTreeMap::new();
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-            if let Some(value) = files.json(name)? {
+            if let Some(value) = files.json(&format!("{folder}{name}"))? {
                 named.extend(named_tokens(&value));
             }
         }
-        Self::new(&bytes, &files.label_of("tokenizer.json"), named)
+        Self::new(&bytes, &files.label_of(&name), named)
+    }
+
+    /// The ids of a text in which special tokens are nothing special, with those that the tokenizer puts around it.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub(crate) fn encode_framed(&self, text: &str) -> Result<Vec<u32>> {
+        let (before, behind) = self.frame()?;
+        Ok([before, self.encode_literal(text)?, behind].concat())
     }
 
     /// Reads the bytes of a `tokenizer.json`; `label` names it in errors. Callable on arbitrary bytes.
@@ -88,6 +109,13 @@ impl Tokenizer {
 
     fn inner(&self) -> RwLockReadGuard<'_, Inner> {
         self.shared.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ids that the tokenizer puts before and behind every text.
+    pub(crate) fn frame(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let (bare, framed) = (self.encode(ANY_TEXT, false)?, self.encode(ANY_TEXT, true)?);
+        let start = framed.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
+        Ok((framed[..start].to_vec(), framed[start + bare.len()..].to_vec()))
     }
 
     /// The text of ids; `skip_special` leaves special tokens out.
@@ -189,6 +217,9 @@ fn any(json: &[u8]) -> std::result::Result<Inner, String> {
         Err(_) => Err("the tokenizers library gave up on it".to_owned()),
     }
 }
+
+/// Every vocabulary has something for it.
+const ANY_TEXT: &str = "a";
 
 fn encode(tokenizer: &Inner, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
     let encoding = tokenizer.encode_fast(text, add_special_tokens);

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod audio;
 #[cfg(test)]
+mod blip;
+#[cfg(test)]
 mod chat;
 #[cfg(test)]
 mod decode;

@@ -1,0 +1,63 @@
+//! BLIP's own ways: captions without a prompt, the end of an answer, configs of another era.
+
+use std::path::{Path, PathBuf};
+
+use ocelli_engine::{Engine, EngineOptions, GenerateOptions, LoadedModel, Request, parity};
+use ocelli_formats::{ModelFiles, Safetensors};
+
+fn folder(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(family)
+}
+
+fn end_ids(family: &str) -> Vec<u32> {
+    let files = ModelFiles::open(folder(family)).expect("a fixture");
+    LoadedModel::load(&files, &EngineOptions::new()).expect("a fixture loads").end_ids
+}
+
+#[test]
+fn a_caption_without_a_prompt_equals_the_reference() {
+    let files = ModelFiles::open(folder("blip_caption")).unwrap();
+    let reference = files.bytes("reference.safetensors").unwrap().unwrap();
+    let reference = Safetensors::parse(reference, "the reference").unwrap();
+    let engine = Engine::load(&files, &EngineOptions::new()).unwrap();
+    let image = engine.processor().decode_image(&std::fs::read(folder("blip_caption").join("image0.png")).unwrap());
+    let image = image.unwrap();
+    for (name, num_beams) in [("out.uncond_greedy_ids", 1), ("out.uncond_beam3_ids", 3)] {
+        let expected = reference.tensor(name).unwrap().to_i64().unwrap();
+        let options = GenerateOptions { num_beams, max_tokens: Some(expected.len() - 1), ..GenerateOptions::greedy() };
+        for request in [
+            Request::question("", vec![image.clone()], options.clone()),
+            Request::raw("", vec![image.clone()], options),
+        ] {
+            let answer = engine.answer(request).unwrap();
+            // The reference begins with [DEC].
+            assert!(answer.token_ids.iter().map(|&id| i64::from(id)).eq(expected[1..].iter().copied()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn answers_end_as_the_reference_ends_them() {
+    // [SEP], which no generation config names.
+    assert_eq!([end_ids("blip_caption"), end_ids("blip_vqa")], [[3], [3]]);
+    assert_eq!(end_ids("blip2_opt"), [421]);
+    assert_eq!(end_ids("instructblip"), [1, 2]);
+}
+
+#[test]
+fn a_config_without_an_image_token_equals_the_reference() {
+    for family in ["blip2_opt", "instructblip"] {
+        let copy = tempfile::tempdir().unwrap();
+        for name in ModelFiles::open(folder(family)).unwrap().names().unwrap() {
+            let path = copy.path().join(&name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::copy(folder(family).join(&name), path).unwrap();
+        }
+        let path = copy.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().remove("image_token_index").unwrap();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let report = parity::check(copy.path()).unwrap();
+        assert!(report.passed(), "{report}");
+    }
+}
