@@ -147,7 +147,8 @@ impl Details {
         let left = bytes(available);
         match best {
             Some("none") => format!("it fits: {left} of memory are free"),
-            Some(quant) => format!("it fits with --quant {quant} only: {left} of memory are free"),
+            Some("q8") => format!("it fits with --quant q8 or q4: {left} of memory are free"),
+            Some(quant) => format!("it fits with --quant {quant}: {left} of memory are free"),
             None => format!("it does not fit: only {left} of memory are free"),
         }
     }
@@ -210,7 +211,9 @@ mod tests {
         let none = [("none", false), ("q8", false), ("q4", false)];
         assert_eq!(verdict(none), "it does not fit: only 1.0 GiB of memory are free");
         let q8 = [("none", false), ("q8", true), ("q4", true)];
-        assert_eq!(verdict(q8), "it fits with --quant q8 only: 1.0 GiB of memory are free");
+        assert_eq!(verdict(q8), "it fits with --quant q8 or q4: 1.0 GiB of memory are free");
+        let q4 = [("none", false), ("q8", false), ("q4", true)];
+        assert_eq!(verdict(q4), "it fits with --quant q4: 1.0 GiB of memory are free");
         let all = [("none", true), ("q8", true), ("q4", true)];
         assert_eq!(verdict(all), "it fits: 1.0 GiB of memory are free");
     }
