@@ -56,7 +56,9 @@ pub struct LayerKv<B: Backend> {
 
 /// What the decoder of some sequences looks at besides their tokens, by cross-attention; cloning shares it.
 pub struct Context<B: Backend> {
-    layers: Arc<[(Tensor<B>, Tensor<B>)]>,
+    layers: Arc<[LayerKv<B>]>,
+    /// S: rows of every layer's keys.
+    tokens: usize,
 }
 
 /// One forward pass over the new tokens of some sequences; made by [`KvCache::step`].
@@ -103,15 +105,39 @@ impl<B: Backend> Clone for Sequence<B> {
 }
 
 impl<B: Backend> Context<B> {
-    /// Keys and values of every layer, `[S, K, D]` each.
+    /// Keys and values of every layer, `[S, K, D]` each. They are arranged as those of a cache, once.
     pub fn new(layers: Vec<(Tensor<B>, Tensor<B>)>) -> Self {
-        Self { layers: layers.into() }
+        let tokens = layers.first().map_or(0, |(keys, _)| keys.shape()[0]);
+        let slots: Vec<usize> = (0..tokens).collect();
+        let arranged = layers.iter().map(|(keys, values)| {
+            let &[rows, kv_heads, head_dim] = keys.shape() else { panic!("{:?} are no keys", keys.shape()) };
+            assert!(rows == tokens && keys.shape() == values.shape(), "{:?} and {tokens} rows", values.shape());
+            let backend = keys.backend().clone();
+            let mut blocks = backend.kv_blocks(kv_heads, head_dim);
+            backend.kv_write(&mut blocks, keys.buffer(), values.buffer(), &slots);
+            LayerKv { backend, blocks, kv_heads, head_dim }
+        });
+        Self { layers: arranged.collect(), tokens }
+    }
+
+    /// Attention of queries `[R, H, D]` over all keys of a layer.
+    fn attend(&self, layer_idx: usize, q: &Tensor<B>, scale: f32) -> Tensor<B> {
+        let (layer, rows) = (&self.layers[layer_idx], q.shape()[0]);
+        let blocks: Vec<usize> = (0..self.tokens.div_ceil(BLOCK_TOKENS)).collect();
+        // As the last tokens of a sequence as long as the context: every row then sees all of it.
+        let span = |start: usize| {
+            let rows = start..(start + self.tokens).min(rows);
+            Span { past: self.tokens - rows.len(), rows, blocks: blocks.clone() }
+        };
+        let spans: Vec<Span> = (0..rows).step_by(self.tokens.max(1)).map(span).collect();
+        let heads = q.shape()[1];
+        q.like(layer.backend.attention_cached(q.buffer(), heads, &layer.blocks, &spans, Mask::All, scale))
     }
 }
 
 impl<B: Backend> Clone for Context<B> {
     fn clone(&self) -> Self {
-        Self { layers: Arc::clone(&self.layers) }
+        Self { layers: Arc::clone(&self.layers), tokens: self.tokens }
     }
 }
 
@@ -170,35 +196,26 @@ impl<B: Backend> KvCache<B> {
         self.sequence_mut(id).context = Some(context);
     }
 
-    /// The keys `[S, K, D]` that a layer's queries of the step's first sequence meet in cross-attention.
-    ///
-    /// # Panics
-    /// If it has no context.
-    #[track_caller]
-    pub fn context_keys(&self, layer_idx: usize, step: &Step) -> &Tensor<B> {
-        let context = self.sequence(step.sequences[0]).context.as_ref();
-        &context.expect("a sequence with a context").layers[layer_idx].0
-    }
-
     /// Cross-attention of a layer's queries `[R, H, D]`, each row over the context of its own sequence.
     ///
     /// # Panics
     /// If a sequence of the step has no context.
     #[track_caller]
     pub fn cross_attend(&self, layer_idx: usize, q: &Tensor<B>, scale: f32, step: &Step) -> Tensor<B> {
-        let context = |id| &self.sequence(id).context.as_ref().expect("a sequence with a context").layers;
+        let context = |id| self.sequence(id).context.as_ref().expect("a sequence with a context");
         let owners: Vec<(SequenceId, &Span)> = step.sequences.iter().copied().zip(&step.spans).collect();
         // Beams look at the same context: their rows are computed together.
-        let groups: Vec<_> = owners.chunk_by(|&(a, _), &(b, _)| Arc::ptr_eq(context(a), context(b))).collect();
+        let groups: Vec<_> =
+            owners.chunk_by(|&(a, _), &(b, _)| Arc::ptr_eq(&context(a).layers, &context(b).layers)).collect();
         let heads = q.shape()[1];
         let attended = groups.iter().map(|group| {
-            let (k, v) = &context(group[0].0)[layer_idx];
+            let context = context(group[0].0);
             if groups.len() == 1 {
-                return q.attend_all(k, v, 1, scale);
+                return context.attend(layer_idx, q, scale);
             }
             let rows: Vec<usize> = group.iter().flat_map(|(_, span)| span.rows.clone()).collect();
             let own = q.merge_heads().gather_rows(&rows).split_heads(heads);
-            own.attend_all(k, v, 1, scale)
+            context.attend(layer_idx, &own, scale)
         });
         let attended: Vec<Tensor<B>> = attended.map(|rows| rows.merge_heads()).collect();
         Tensor::concat_rows(&attended.iter().collect::<Vec<_>>()).split_heads(heads)

@@ -15,7 +15,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A matrix `[out, in]` in whatever form multiplies fastest.
     type Weight: Send + Sync;
     /// The keys and values of one layer, in blocks of [`crate::BLOCK_TOKENS`] tokens.
-    type KvBlocks: Send;
+    type KvBlocks: Send + Sync;
     /// What keeps the device ready for the next operation: see [`Backend::begin_step`].
     type StepGuard;
 

@@ -466,11 +466,12 @@ impl<B: Backend> Session for ModelSession<B> {
             return Err(error);
         }
         let _step = self.backend.begin_step();
-        self.cache.set_context(sequence, self.model.context(ids, &[self.tensor(audio)]));
+        let audio = self.tensor(audio).clone();
+        self.cache.set_context(sequence, self.model.context(ids, &[&audio]));
         let ids = self.model.decoder_ids(ids);
         let step = self.cache.step(&[(sequence, ids.len())]);
         let x = self.model.embed(&ids);
-        let (hidden, alignment) = self.model.align(&x, &step, &mut self.cache, heads, columns);
+        let (hidden, alignment) = self.model.align(&x, &step, &mut self.cache, (&audio, columns), heads);
         let logits = self.model.logits(&hidden).to_vec();
         self.cache.end(sequence);
         if cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok((alignment, logits)) }

@@ -126,7 +126,8 @@ pub trait Model<B: Backend>: Send + Sync {
     /// step to `kv`.
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B>;
 
-    /// For a model that hears: [`Model::forward`] of the rows of one sequence, and where they look in the recording.
+    /// For a model that hears: [`Model::forward`] of the rows of one sequence, and where they look in the recording, of
+    /// whose features `audio` the first `columns` count.
     ///
     /// # Panics
     /// For every other model.
@@ -135,10 +136,10 @@ pub trait Model<B: Backend>: Send + Sync {
         x: &Tensor<B>,
         step: &Step,
         kv: &mut KvCache<B>,
+        (audio, columns): (&Tensor<B>, usize),
         heads: &[[usize; 2]],
-        columns: usize,
     ) -> (Tensor<B>, Alignment) {
-        let _ = kv;
+        let _ = (kv, audio);
         let rows = x.rows();
         panic!("{rows} rows at {:?} asked {} heads for {columns} moments", step.positions(), heads.len())
     }

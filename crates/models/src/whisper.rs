@@ -142,8 +142,8 @@ impl<B: Backend> Model<B> for Whisper<B> {
         x: &Tensor<B>,
         step: &Step,
         kv: &mut KvCache<B>,
+        (audio, columns): (&Tensor<B>, usize),
         heads: &[[usize; 2]],
-        columns: usize,
     ) -> (Tensor<B>, Alignment) {
         let KvShape { layers, kv_heads, head_dim } = self.kv_shape();
         let exists = |&&[layer, head]: &&[usize; 2]| layer < layers && head < kv_heads;
@@ -151,7 +151,7 @@ impl<B: Backend> Model<B> for Whisper<B> {
         if asked.is_empty() {
             asked = (layers / 2..layers).flat_map(|layer| (0..kv_heads).map(move |head| [layer, head])).collect();
         }
-        let columns = columns.min(kv.context_keys(0, step).rows());
+        let columns = columns.min(audio.rows());
         let mut weights = Vec::new();
         let mut x = x + &self.embed_positions.gather_rows(step.positions());
         for (layer_idx, layer) in self.layers.iter().enumerate() {
@@ -159,7 +159,7 @@ impl<B: Backend> Model<B> for Whisper<B> {
             x = layer.forward(&x, layer_idx, step, kv, &mut |q| queries = Some(q.to_vec()));
             let of_layer: Vec<usize> = asked.iter().filter(|of| of[0] == layer_idx).map(|of| of[1]).collect();
             if let (Some(queries), false) = (queries, of_layer.is_empty()) {
-                let keys = kv.context_keys(layer_idx, step).to_vec();
+                let keys = layer.encoder_attn.k_proj.forward(audio).to_vec();
                 let scale = layer.encoder_attn.scale;
                 for head in of_layer {
                     let part = |values: &[f32]| columns_of(values, kv_heads * head_dim, head * head_dim, head_dim);
