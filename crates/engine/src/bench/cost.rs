@@ -29,12 +29,19 @@ impl Cost {
         let (mut embedding, mut head) = ((0, 0), None);
         for (name, shape, bytes) in tensors.filter(|(_, shape, _)| shape.len() > 1) {
             let (numbers, bytes) = (shape.iter().product::<usize>() as u64, bytes as u64);
-            let attention = if name.ends_with("q_proj.weight") { shape[0] as u64 } else { 0 };
-            if name.contains("vision") || name.starts_with("model.encoder.") {
+            let attention = match shape[0] as u64 {
+                width if name.ends_with("q_proj.weight") => width,
+                width if name.ends_with("attn.qkv.weight") => width / 3,
+                _ => 0,
+            };
+            let is_tower = name.contains("vision") || name.contains("visual.") || name.starts_with("model.encoder.");
+            if is_tower && name.contains("merger") {
+                cost.connector += numbers;
+            } else if is_tower {
                 if name.ends_with("patch_embedding.weight") {
                     cost.patch = shape[2] as u64;
                 }
-                if !name.ends_with("position_embedding.weight") {
+                if !name.ends_with("position_embedding.weight") && !name.ends_with("pos_embed.weight") {
                     cost.tower += numbers;
                     cost.tower_bytes += bytes;
                     cost.tower_attention += attention;
@@ -58,12 +65,15 @@ impl Cost {
         cost
     }
 
-    /// Operations of the vision tower and the connector for tiles `[N, 3, height, width]`.
-    pub(crate) fn vision_flops(&self, [n_tiles, _, height, width]: [usize; 4], vision_tokens: usize) -> f64 {
-        if self.patch == 0 {
-            return 0.0;
-        }
-        let patches = ((height as u64 / self.patch) * (width as u64 / self.patch)) as f64;
+    /// Operations of the vision tower and the connector for tiles `[N, 3, height, width]` or flattened patches
+    /// `[1, 1, patches, values]`. Attention in windows counts as if it saw the whole picture.
+    pub(crate) fn vision_flops(&self, shape: [usize; 4], vision_tokens: usize) -> f64 {
+        let [n_tiles, channels, height, width] = shape;
+        let patches = match self.patch {
+            _ if channels == 1 => height as f64,
+            0 => return 0.0,
+            patch => ((height as u64 / patch) * (width as u64 / patch)) as f64,
+        };
         let tower = 2.0 * self.tower as f64 * patches + 4.0 * patches * patches * self.tower_attention as f64;
         n_tiles as f64 * tower + 2.0 * self.connector as f64 * vision_tokens as f64
     }
@@ -116,6 +126,16 @@ mod tests {
         assert_eq!(cost.prefill_flops(3), 2.0 * (16.0 * 3.0 + 40.0) + 4.0 * 6.0 * 4.0);
         assert_eq!(cost.bytes_per_token(), 192.0);
         assert_eq!((cost.tower_bytes_per_weight(), cost.decoder_bytes_per_weight()), (2.0, 2.0));
+        let flat: [(&str, &[usize], usize); 4] = [
+            ("visual.patch_embed.proj.weight", &[8, 3, 2, 2, 2], 384),
+            ("visual.pos_embed.weight", &[4, 8], 128),
+            ("visual.blocks.0.attn.qkv.weight", &[24, 8], 384),
+            ("visual.merger.mlp.0.weight", &[4, 32], 256),
+        ];
+        let flat = Cost::of(flat.into_iter());
+        let tower = 2.0 * (192.0 + 192.0) * 16.0 + 4.0 * 256.0 * 8.0;
+        assert_eq!(flat.vision_flops([1, 1, 16, 24], 4), tower + 2.0 * 128.0 * 4.0);
+        assert_eq!(flat.bytes_per_token(), 0.0);
         let tied = Cost::of(tensors.into_iter().take(7));
         assert_eq!((tied.bytes_per_token(), tied.prefill_flops(3)), (112.0, cost.prefill_flops(3)));
     }
