@@ -15,6 +15,7 @@ use ocelli_backend::{
 use ocelli_formats::Section;
 use serde::Deserialize;
 
+use crate::decoder;
 use crate::error::{Result, require};
 use crate::experts::{ExpertDims, Experts};
 use crate::llama;
@@ -151,7 +152,7 @@ impl<B: Backend> Decoder<B> {
         let layer =
             |idx| DecoderLayer::load(&model.at(&format!("layers.{idx}")), cfg, plain.as_ref(), cfg.expert_dims(idx));
         let (rope, kv_shape) = match &plain {
-            Some(plain) => (plain.rope(section)?, plain.kv_shape()),
+            Some(plain) => (plain.rope(section)?, plain.dims().kv_shape()),
             None => {
                 let rope = Rope::new(cfg.qk_rope_head_dim, cfg.rope_theta, None).with_pairing(RopePairing::Adjacent);
                 let (layers, kv_heads) = (cfg.num_hidden_layers, cfg.num_attention_heads);
@@ -194,7 +195,7 @@ struct DecoderLayer<B: Backend> {
 }
 
 enum Attention<B: Backend> {
-    Plain(llama::Attention<B>),
+    Plain(decoder::Attention<B>),
     Latent(LatentAttention<B>),
 }
 
@@ -209,7 +210,7 @@ impl<B: Backend> DecoderLayer<B> {
         Ok(Self {
             input_layernorm: w.rms_norm("input_layernorm", cfg.hidden_size, cfg.rms_norm_eps)?,
             attention: match plain {
-                Some(plain) => Attention::Plain(llama::Attention::load(&attention, plain)?),
+                Some(plain) => Attention::Plain(decoder::Attention::load(&attention, &plain.dims())?),
                 None => Attention::Latent(LatentAttention::load(&attention, cfg)?),
             },
             post_attention_layernorm: w.rms_norm("post_attention_layernorm", cfg.hidden_size, cfg.rms_norm_eps)?,

@@ -10,9 +10,10 @@ use ocelli_backend::{
 use ocelli_formats::Section;
 use serde::Deserialize;
 
+use crate::decoder::Decoder;
 use crate::error::{Error, Result, require};
 use crate::fastvit::{self, FastVit, STAGES};
-use crate::qwen2::{self, Decoder};
+use crate::qwen2;
 use crate::{ImageInput, Model, PixelValues};
 
 /// The top level of `config.json`. Keys that only one of the layouts has are optional.
@@ -70,7 +71,7 @@ impl<B: Backend> FastVlm<B> {
 
         let tied = text_config.tie_word_embeddings;
         let weights = Weights::new(backend, source, |name| rename(name, tied))?;
-        let language_model = Decoder::load(&weights.at("model.language_model"), &text_config)?;
+        let language_model = text_config.decoder(&weights.at("model.language_model"))?;
         let projector = weights.at("model.multi_modal_projector").vision();
         let hidden = text_config.hidden_size;
         let model = Self {
@@ -78,7 +79,7 @@ impl<B: Backend> FastVlm<B> {
             vision_tower: FastVit::load(&weights.at("model.vision_tower.timm_model").vision(), &vision_config)?,
             linear_1: projector.linear_bias("linear_1", vision_config.features(), hidden)?,
             linear_2: projector.linear_bias("linear_2", hidden, hidden)?,
-            lm_head: language_model.lm_head(&weights, &text_config)?,
+            lm_head: language_model.lm_head(&weights, &text_config.dims())?,
             language_model,
             image_token,
             text_config,
@@ -90,7 +91,7 @@ impl<B: Backend> FastVlm<B> {
 
 impl<B: Backend> Model<B> for FastVlm<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.kv_shape()
+        self.text_config.dims().kv_shape()
     }
 
     fn max_positions(&self) -> usize {

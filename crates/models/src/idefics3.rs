@@ -8,8 +8,9 @@ use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, T
 use ocelli_formats::Section;
 use serde::Deserialize;
 
+use crate::decoder::Decoder;
 use crate::error::{Error, Result, require};
-use crate::llama::{self, Decoder};
+use crate::llama;
 use crate::siglip::{self, Siglip};
 use crate::{ImageInput, Model, PixelValues};
 
@@ -49,7 +50,7 @@ impl<B: Backend> Idefics3<B> {
 
         let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
         let w = weights.at("model");
-        let text_model = Decoder::load(&w.at("text_model"), &text_config, text_config.rope(&text_section)?)?;
+        let text_model = text_config.decoder(&w.at("text_model"), &text_section)?;
         let folded = vision_config.hidden_size * config.scale_factor * config.scale_factor;
         let model = Self {
             backend: backend.clone(),
@@ -59,7 +60,7 @@ impl<B: Backend> Idefics3<B> {
                 folded,
                 text_config.hidden_size,
             )?,
-            lm_head: text_model.lm_head(&weights, &text_config)?,
+            lm_head: text_model.lm_head(&weights, &text_config.dims())?,
             text_model,
             config,
             text_config,
@@ -71,7 +72,7 @@ impl<B: Backend> Idefics3<B> {
 
 impl<B: Backend> Model<B> for Idefics3<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.kv_shape()
+        self.text_config.dims().kv_shape()
     }
 
     fn max_positions(&self) -> usize {

@@ -7,8 +7,9 @@ use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, T
 use serde::Deserialize;
 
 use crate::blip2::{Config, Eyes};
+use crate::decoder::Decoder;
 use crate::error::{Error, Result, require};
-use crate::llama::{self, Decoder};
+use crate::llama;
 use crate::{ImageInput, Model, PixelValues};
 
 /// The tokens of `text_config` that end an answer; defaults are those of transformers.
@@ -41,10 +42,10 @@ impl<B: Backend> InstructBlip<B> {
         let tied = text_config.tie_word_embeddings;
         let weights = Weights::new(backend, source, |name| rename(name, tied))?;
         let w = weights.at("language_model");
-        let language_model = Decoder::load(&w.at("model"), &text_config, text_config.rope(&section)?)?;
+        let language_model = text_config.decoder(&w.at("model"), &section)?;
         let model = Self {
             eyes: Eyes::load(&weights, config, text_config.hidden_size, true)?,
-            lm_head: language_model.lm_head(&w, &text_config)?,
+            lm_head: language_model.lm_head(&w, &text_config.dims())?,
             language_model,
             image_token_id: Config::parse(root)?.image_token(root, text_config.vocab_size)?,
             ends: section.parse()?,
@@ -57,7 +58,7 @@ impl<B: Backend> InstructBlip<B> {
 
 impl<B: Backend> Model<B> for InstructBlip<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.kv_shape()
+        self.text_config.dims().kv_shape()
     }
 
     fn max_positions(&self) -> usize {

@@ -9,6 +9,7 @@ mod blip;
 mod blip2;
 mod blip_vision;
 mod clip;
+mod decoder;
 mod deepseek_v2;
 mod deepseek_vl_v2;
 mod error;

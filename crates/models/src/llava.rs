@@ -10,8 +10,9 @@ use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::clip::{self, Clip};
+use crate::decoder::Decoder;
 use crate::error::{Error, Result, require};
-use crate::llama::{self, Decoder};
+use crate::llama;
 use crate::{ImageInput, Model, PixelValues};
 
 /// The top level of `config.json`; defaults are those of transformers.
@@ -57,8 +58,7 @@ impl<B: Backend> Llava<B> {
 
         let tied = config.tie_word_embeddings;
         let weights = Weights::new(backend, source, |name| rename(name, n_layers, tied))?;
-        let language_model =
-            Decoder::load(&weights.at("language_model.model"), &text_config, text_config.rope(&text_section)?)?;
+        let language_model = text_config.decoder(&weights.at("language_model.model"), &text_section)?;
         let projector = weights.at("multi_modal_projector").vision();
         let (vision_hidden, hidden) = (vision_config.hidden_size, text_config.hidden_size);
         let model = Self {
@@ -66,7 +66,7 @@ impl<B: Backend> Llava<B> {
             vision_tower: Clip::load(&weights.at("vision_tower.vision_model").vision(), &vision_config, n_layers)?,
             linear_1: linear(&projector, &config, "linear_1", vision_hidden, hidden)?,
             linear_2: linear(&projector, &config, "linear_2", hidden, hidden)?,
-            lm_head: language_model.lm_head(&weights.at("language_model"), &text_config)?,
+            lm_head: language_model.lm_head(&weights.at("language_model"), &text_config.dims())?,
             language_model,
             config,
             text_config,
@@ -78,7 +78,7 @@ impl<B: Backend> Llava<B> {
 
 impl<B: Backend> Model<B> for Llava<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.kv_shape()
+        self.text_config.dims().kv_shape()
     }
 
     fn max_positions(&self) -> usize {

@@ -1,18 +1,15 @@
 //! Qwen2 text decoder (transformers `modeling_qwen2.py`): Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen.
-//! R rows, H query heads, K key/value heads, D head size.
 //!
 //! Llama with biases on q, k and v; also the text half of vision-language models. Surprises: `tie_word_embeddings`
 //! differs between sizes of one series, and `use_sliding_window` is false in every published checkpoint although
 //! `sliding_window` is set.
 
-use ocelli_backend::{
-    Backend, Embedding, KvCache, KvShape, LayerKv, Linear, Renamed, RmsNorm, Rope, RopeRows, Step, SwiGlu, Tensor,
-    WeightSource, Weights,
-};
+use ocelli_backend::{Backend, KvCache, KvShape, Linear, Renamed, Rope, Step, Tensor, WeightSource, Weights};
 use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::Model;
+use crate::decoder::{Decoder, DecoderDims, Rotation};
 use crate::error::{Result, require};
 
 /// The fields of `config.json` (or its `text_config`) that the decoder needs; defaults are those of transformers.
@@ -64,8 +61,26 @@ impl Config {
         self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    pub(crate) fn kv_shape(&self) -> KvShape {
-        KvShape { layers: self.num_hidden_layers, kv_heads: self.num_key_value_heads, head_dim: self.head_dim() }
+    pub(crate) fn dims(&self) -> DecoderDims {
+        DecoderDims {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim(),
+            vocab_size: self.vocab_size,
+            rms_norm_eps: self.rms_norm_eps,
+            tied: self.tie_word_embeddings,
+            has_bias: true,
+            has_head_norms: false,
+        }
+    }
+
+    /// The decoder that this config describes, rotated by running numbers.
+    pub(crate) fn decoder<B: Backend>(&self, w: &Weights<B>) -> Result<Decoder<B>> {
+        let rope = Rope::new(self.head_dim(), self.rope_theta, None);
+        Decoder::load(w, &self.dims(), Rotation::Running(rope))
     }
 }
 
@@ -81,8 +96,8 @@ impl<B: Backend> Qwen2<B> {
     pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
         let config = Config::parse(config.root())?;
         let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
-        let decoder = Decoder::load(&weights.at("model"), &config)?;
-        let lm_head = decoder.lm_head(&weights, &config)?;
+        let decoder = config.decoder(&weights.at("model"))?;
+        let lm_head = decoder.lm_head(&weights, &config.dims())?;
         weights.finish()?;
         Ok(Self { decoder, lm_head, config })
     }
@@ -90,7 +105,7 @@ impl<B: Backend> Qwen2<B> {
 
 impl<B: Backend> Model<B> for Qwen2<B> {
     fn kv_shape(&self) -> KvShape {
-        self.config.kv_shape()
+        self.config.dims().kv_shape()
     }
 
     fn max_positions(&self) -> usize {
@@ -111,121 +126,6 @@ impl<B: Backend> Model<B> for Qwen2<B> {
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
         self.lm_head.forward(hidden)
-    }
-}
-
-/// Everything but the output layer: what vision-language models embed as their `language_model`.
-pub(crate) struct Decoder<B: Backend> {
-    pub(crate) embed_tokens: Embedding<B>,
-    layers: Vec<DecoderLayer<B>>,
-    norm: RmsNorm<B>,
-    rope: Rope,
-}
-
-impl<B: Backend> Decoder<B> {
-    pub(crate) fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
-        let layer = |layer_idx| DecoderLayer::load(&w.at(&format!("layers.{layer_idx}")), cfg);
-        Ok(Self {
-            embed_tokens: w.embedding("embed_tokens", cfg.vocab_size, cfg.hidden_size)?,
-            layers: (0..cfg.num_hidden_layers).map(layer).collect::<Result<_>>()?,
-            norm: w.rms_norm("norm", cfg.hidden_size, cfg.rms_norm_eps)?,
-            rope: Rope::new(cfg.head_dim(), cfg.rope_theta, None),
-        })
-    }
-
-    /// The output layer: a weight of its own, or the embedding table once more.
-    pub(crate) fn lm_head(&self, w: &Weights<B>, cfg: &Config) -> Result<Linear<B>> {
-        if cfg.tie_word_embeddings {
-            return Ok(self.embed_tokens.as_linear());
-        }
-        Ok(w.output("lm_head", cfg.hidden_size, cfg.vocab_size)?)
-    }
-
-    /// `x` [R, hidden] -> [R, hidden], normalised.
-    pub(crate) fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
-        self.forward_rotated(x, &self.rope.rows(x.backend(), step.positions()), step, kv)
-    }
-
-    /// As [`Self::forward`], with the angles of the step's rows.
-    pub(crate) fn forward_rotated(
-        &self,
-        x: &Tensor<B>,
-        rope: &RopeRows<B>,
-        step: &Step,
-        kv: &mut KvCache<B>,
-    ) -> Tensor<B> {
-        let mut x = x.clone();
-        for (layer_idx, layer) in self.layers.iter().enumerate() {
-            if step.is_cancelled() {
-                break;
-            }
-            x = layer.forward(&x, rope, step, kv.layer(layer_idx));
-        }
-        self.norm.forward(&x)
-    }
-}
-
-struct DecoderLayer<B: Backend> {
-    attention_norm: RmsNorm<B>,
-    attention: Attention<B>,
-    mlp_norm: RmsNorm<B>,
-    mlp: SwiGlu<B>,
-}
-
-impl<B: Backend> DecoderLayer<B> {
-    fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
-        Ok(Self {
-            attention_norm: w.rms_norm("input_layernorm", cfg.hidden_size, cfg.rms_norm_eps)?,
-            attention: Attention::load(&w.at("self_attn"), cfg)?,
-            mlp_norm: w.rms_norm("post_attention_layernorm", cfg.hidden_size, cfg.rms_norm_eps)?,
-            mlp: w.at("mlp").swiglu(cfg.hidden_size, cfg.intermediate_size)?,
-        })
-    }
-
-    /// `x` [R, hidden] -> [R, hidden]; appends this layer's keys and values to `kv`.
-    fn forward(&self, x: &Tensor<B>, rope: &RopeRows<B>, step: &Step, kv: &mut LayerKv<B>) -> Tensor<B> {
-        let x = self.attention.forward_add(&self.attention_norm.forward(x), x, rope, step, kv);
-        self.mlp.forward_add(&self.mlp_norm.forward(&x), &x)
-    }
-}
-
-struct Attention<B: Backend> {
-    q_proj: Linear<B>,
-    k_proj: Linear<B>,
-    v_proj: Linear<B>,
-    o_proj: Linear<B>,
-    n_heads: usize,
-    n_kv_heads: usize,
-    scale: f32,
-}
-
-impl<B: Backend> Attention<B> {
-    fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
-        let (n_heads, n_kv_heads, head_dim) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim());
-        Ok(Self {
-            q_proj: w.linear_bias("q_proj", cfg.hidden_size, n_heads * head_dim)?,
-            k_proj: w.linear_bias("k_proj", cfg.hidden_size, n_kv_heads * head_dim)?,
-            v_proj: w.linear_bias("v_proj", cfg.hidden_size, n_kv_heads * head_dim)?,
-            o_proj: w.linear("o_proj", n_heads * head_dim, cfg.hidden_size)?,
-            n_heads,
-            n_kv_heads,
-            scale: (head_dim as f32).sqrt().recip(),
-        })
-    }
-
-    fn forward_add(
-        &self,
-        x: &Tensor<B>,
-        residual: &Tensor<B>,
-        rope: &RopeRows<B>,
-        step: &Step,
-        kv: &mut LayerKv<B>,
-    ) -> Tensor<B> {
-        let [q, k, v] = Linear::forward_many([&self.q_proj, &self.k_proj, &self.v_proj], x);
-        let q = q.split_heads(self.n_heads).rope(rope); // [R, H, D]
-        let (k, v) = (k.split_heads(self.n_kv_heads).rope(rope), v.split_heads(self.n_kv_heads)); // [R, K, D]
-        let attended = q.attend(kv.append(&k, &v, step), self.scale, step);
-        self.o_proj.forward_add(&attended.merge_heads(), residual) // [R, hidden]
     }
 }
 

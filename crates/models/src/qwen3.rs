@@ -1,15 +1,12 @@
 //! Qwen3 text decoder as vision-language models embed it (transformers `modeling_qwen3_vl.py`, `Qwen3VLTextModel`).
-//! R rows, H query heads, K key/value heads, D head size.
 //!
 //! Llama with a norm over every query and key head before they are rotated. Surprises: `head_dim` is 128 whatever
 //! `hidden_size / num_attention_heads` is, and the first layers may get features of their own (DeepStack).
 
-use ocelli_backend::{
-    Backend, Embedding, KvCache, KvShape, LayerKv, Linear, RmsNorm, RopeRows, Step, SwiGlu, Tensor, Weights,
-};
 use ocelli_formats::Section;
 use serde::Deserialize;
 
+use crate::decoder::DecoderDims;
 use crate::error::{Result, require};
 
 /// The fields of `text_config` that the decoder needs; defaults are those of transformers.
@@ -53,126 +50,20 @@ impl Config {
         Ok(config)
     }
 
-    pub(crate) fn kv_shape(&self) -> KvShape {
-        KvShape { layers: self.num_hidden_layers, kv_heads: self.num_key_value_heads, head_dim: self.head_dim }
-    }
-}
-
-/// Everything but the output layer.
-pub(crate) struct Decoder<B: Backend> {
-    pub(crate) embed_tokens: Embedding<B>,
-    layers: Vec<DecoderLayer<B>>,
-    norm: RmsNorm<B>,
-}
-
-impl<B: Backend> Decoder<B> {
-    pub(crate) fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
-        let layer = |layer_idx| DecoderLayer::load(&w.at(&format!("layers.{layer_idx}")), cfg);
-        Ok(Self {
-            embed_tokens: w.embedding("embed_tokens", cfg.vocab_size, cfg.hidden_size)?,
-            layers: (0..cfg.num_hidden_layers).map(layer).collect::<Result<_>>()?,
-            norm: w.rms_norm("norm", cfg.hidden_size, cfg.rms_norm_eps)?,
-        })
-    }
-
-    /// The output layer: a weight of its own, or the embedding table once more.
-    pub(crate) fn lm_head(&self, w: &Weights<B>, cfg: &Config) -> Result<Linear<B>> {
-        if cfg.tie_word_embeddings {
-            return Ok(self.embed_tokens.as_linear());
+    pub(crate) fn dims(&self) -> DecoderDims {
+        DecoderDims {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            vocab_size: self.vocab_size,
+            rms_norm_eps: self.rms_norm_eps,
+            tied: self.tie_word_embeddings,
+            has_bias: false,
+            has_head_norms: true,
         }
-        Ok(w.output("lm_head", cfg.hidden_size, cfg.vocab_size)?)
-    }
-
-    /// `x` [R, hidden] -> [R, hidden], normalised. `deeper` holds what is added behind the first layers, [R, hidden]
-    /// each.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor<B>,
-        deeper: &[Tensor<B>],
-        rope: &RopeRows<B>,
-        step: &Step,
-        kv: &mut KvCache<B>,
-    ) -> Tensor<B> {
-        let mut x = x.clone();
-        for (layer_idx, layer) in self.layers.iter().enumerate() {
-            if step.is_cancelled() {
-                break;
-            }
-            x = layer.forward(&x, rope, step, kv.layer(layer_idx));
-            if let Some(deeper) = deeper.get(layer_idx) {
-                x = &x + deeper;
-            }
-        }
-        self.norm.forward(&x)
-    }
-}
-
-struct DecoderLayer<B: Backend> {
-    attention_norm: RmsNorm<B>,
-    attention: Attention<B>,
-    mlp_norm: RmsNorm<B>,
-    mlp: SwiGlu<B>,
-}
-
-impl<B: Backend> DecoderLayer<B> {
-    fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
-        Ok(Self {
-            attention_norm: w.rms_norm("input_layernorm", cfg.hidden_size, cfg.rms_norm_eps)?,
-            attention: Attention::load(&w.at("self_attn"), cfg)?,
-            mlp_norm: w.rms_norm("post_attention_layernorm", cfg.hidden_size, cfg.rms_norm_eps)?,
-            mlp: w.at("mlp").swiglu(cfg.hidden_size, cfg.intermediate_size)?,
-        })
-    }
-
-    /// `x` [R, hidden] -> [R, hidden]; appends this layer's keys and values to `kv`.
-    fn forward(&self, x: &Tensor<B>, rope: &RopeRows<B>, step: &Step, kv: &mut LayerKv<B>) -> Tensor<B> {
-        let x = self.attention.forward_add(&self.attention_norm.forward(x), x, rope, step, kv);
-        self.mlp.forward_add(&self.mlp_norm.forward(&x), &x)
-    }
-}
-
-struct Attention<B: Backend> {
-    q_proj: Linear<B>,
-    k_proj: Linear<B>,
-    v_proj: Linear<B>,
-    q_norm: RmsNorm<B>,
-    k_norm: RmsNorm<B>,
-    o_proj: Linear<B>,
-    n_heads: usize,
-    n_kv_heads: usize,
-    scale: f32,
-}
-
-impl<B: Backend> Attention<B> {
-    fn load(w: &Weights<B>, cfg: &Config) -> Result<Self> {
-        let (n_heads, n_kv_heads, head_dim) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim);
-        Ok(Self {
-            q_proj: w.linear("q_proj", cfg.hidden_size, n_heads * head_dim)?,
-            k_proj: w.linear("k_proj", cfg.hidden_size, n_kv_heads * head_dim)?,
-            v_proj: w.linear("v_proj", cfg.hidden_size, n_kv_heads * head_dim)?,
-            q_norm: w.rms_norm("q_norm", head_dim, cfg.rms_norm_eps)?,
-            k_norm: w.rms_norm("k_norm", head_dim, cfg.rms_norm_eps)?,
-            o_proj: w.linear("o_proj", n_heads * head_dim, cfg.hidden_size)?,
-            n_heads,
-            n_kv_heads,
-            scale: (head_dim as f32).sqrt().recip(),
-        })
-    }
-
-    fn forward_add(
-        &self,
-        x: &Tensor<B>,
-        residual: &Tensor<B>,
-        rope: &RopeRows<B>,
-        step: &Step,
-        kv: &mut LayerKv<B>,
-    ) -> Tensor<B> {
-        let [q, k, v] = Linear::forward_many([&self.q_proj, &self.k_proj, &self.v_proj], x);
-        let q = self.q_norm.forward(&q.split_heads(self.n_heads)).rope(rope); // [R, H, D]
-        let k = self.k_norm.forward(&k.split_heads(self.n_kv_heads)).rope(rope); // [R, K, D]
-        let v = v.split_heads(self.n_kv_heads);
-        let attended = q.attend(kv.append(&k, &v, step), self.scale, step);
-        self.o_proj.forward_add(&attended.merge_heads(), residual) // [R, hidden]
     }
 }
 

@@ -12,11 +12,12 @@ use ocelli_backend::{
 use ocelli_formats::Section;
 use serde::Deserialize;
 
+use crate::decoder::{Decoder, Rotation};
 use crate::error::{Error, Result, require};
 use crate::mrope::{self, MRope};
 use crate::qwen_vision::{Attention, Grid, Merger, PatchConfig};
 use crate::qwen_vl::{self, Config};
-use crate::qwen3::{self, Decoder};
+use crate::qwen3;
 use crate::{ImageInput, Model, PixelValues};
 
 /// `vision_config`; defaults are those of transformers.
@@ -39,7 +40,6 @@ pub(crate) struct Qwen3Vl<B: Backend> {
     visual: Tower<B>,
     language_model: Decoder<B>,
     lm_head: Linear<B>,
-    rope: MRope,
     config: Config,
     text_config: qwen3::Config,
 }
@@ -57,13 +57,13 @@ impl<B: Backend> Qwen3Vl<B> {
         text_config.tie_word_embeddings = tied;
 
         let weights = Weights::new(backend, source, |name| rename(name, tied))?;
-        let language_model = Decoder::load(&weights.at("model.language_model"), &text_config)?;
+        let language_model =
+            Decoder::load(&weights.at("model.language_model"), &text_config.dims(), Rotation::Axes(rope))?;
         let model = Self {
             backend: backend.clone(),
             visual: Tower::load(&weights.at("model.visual").vision(), &vision_section, &text_config)?,
-            lm_head: language_model.lm_head(&weights, &text_config)?,
+            lm_head: language_model.lm_head(&weights, &text_config.dims())?,
             language_model,
-            rope,
             config,
             text_config,
         };
@@ -74,7 +74,7 @@ impl<B: Backend> Qwen3Vl<B> {
 
 impl<B: Backend> Model<B> for Qwen3Vl<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.kv_shape()
+        self.text_config.dims().kv_shape()
     }
 
     fn max_positions(&self) -> usize {
@@ -111,11 +111,10 @@ impl<B: Backend> Model<B> for Qwen3Vl<B> {
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
-        let rope = self.rope.rows(x.backend(), step.places());
         let hidden = self.text_config.hidden_size;
         let part = |idx: usize| x.columns(idx * hidden..(idx + 1) * hidden);
         let deeper: Vec<Tensor<B>> = (1..x.width() / hidden).map(part).collect();
-        self.language_model.forward(&part(0), &deeper, &rope, step, kv)
+        self.language_model.forward_deeper(&part(0), &deeper, step, kv)
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {

@@ -7,10 +7,11 @@ use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, T
 use ocelli_formats::Section;
 use serde::Deserialize;
 
+use crate::decoder::{Decoder, Rotation};
 use crate::error::{Error, Result};
 use crate::mrope::{self, MRope};
 use crate::qwen_vision::Grid;
-use crate::qwen2::{self, Decoder};
+use crate::qwen2;
 use crate::{ImageInput, Model, PixelValues, qwen2_5_vl, qwen2_vl};
 
 /// Qwen2-VL.
@@ -44,7 +45,6 @@ pub(crate) struct QwenVl<B: Backend, T> {
     visual: T,
     language_model: Decoder<B>,
     lm_head: Linear<B>,
-    rope: MRope,
     config: Config,
     text_config: qwen2::Config,
 }
@@ -62,13 +62,12 @@ impl<B: Backend, T: Tower<B>> QwenVl<B, T> {
         text_config.tie_word_embeddings = tied;
 
         let weights = Weights::new(backend, source, |name| rename(name, tied))?;
-        let language_model = Decoder::load(&weights.at("model"), &text_config)?;
+        let language_model = Decoder::load(&weights.at("model"), &text_config.dims(), Rotation::Axes(rope))?;
         let model = Self {
             backend: backend.clone(),
             visual: T::load(&weights.at("visual").vision(), &vision_section, text_config.hidden_size)?,
-            lm_head: language_model.lm_head(&weights, &text_config)?,
+            lm_head: language_model.lm_head(&weights, &text_config.dims())?,
             language_model,
-            rope,
             config,
             text_config,
         };
@@ -79,7 +78,7 @@ impl<B: Backend, T: Tower<B>> QwenVl<B, T> {
 
 impl<B: Backend, T: Tower<B>> Model<B> for QwenVl<B, T> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.kv_shape()
+        self.text_config.dims().kv_shape()
     }
 
     fn max_positions(&self) -> usize {
@@ -109,7 +108,7 @@ impl<B: Backend, T: Tower<B>> Model<B> for QwenVl<B, T> {
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
-        self.language_model.forward_rotated(x, &self.rope.rows(x.backend(), step.places()), step, kv)
+        self.language_model.forward(x, step, kv)
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
