@@ -5,8 +5,9 @@
 
 use serde::Deserialize;
 
+use super::clip::{self, Clip};
 use super::{ImagePlace, ImageProcessor, Model};
-use crate::image::{Detail, Image, PixelTable, PreparedImage, ResampleFilter, Window, first_128_bits, resize};
+use crate::image::{Detail, Image, PreparedImage, ResampleFilter, first_128_bits};
 use crate::settings::preprocessor_config;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
@@ -14,10 +15,7 @@ use crate::{Error, Result};
 /// The BLIP image processor.
 #[derive(Debug)]
 struct Blip {
-    settings: Settings,
-    table: PixelTable,
-    /// Features of a picture.
-    vision_tokens: usize,
+    square: Clip,
     prompts: Prompts,
     /// Of the instruction, for a tower that reads it.
     reader: Option<Tokenizer>,
@@ -31,25 +29,14 @@ struct Prompts {
     default: &'static str,
 }
 
-/// What shapes the pixels.
-#[derive(Clone, Debug, PartialEq)]
-struct Settings {
-    width: usize,
-    height: usize,
-    filter: ResampleFilter,
-    rescale: Option<f64>,
-    normalize: Option<([f32; 3], [f32; 3])>,
-}
-
 /// BLIP: captions, which may begin with given words, or answers to questions.
 pub(super) fn load(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
     let default =
         if model.config.architectures().contains(&"BlipForQuestionAnswering") { "What is in the picture?" } else { "" };
     let prompts = Prompts { place: ImagePlace::Apart, template: ONE_MESSAGE, default };
-    let (settings, vision) = Settings::load(model, 384, 16)?;
-    let table = PixelTable::new(settings.rescale, settings.normalize);
+    let (settings, vision) = settings(model, 384, 16)?;
     // Every patch, and the class token.
-    Ok(Box::new(Blip { settings, table, vision_tokens: vision.patches() + 1, prompts, reader: None }))
+    Ok(Box::new(Blip { square: Clip::new(settings, vision.patches() + 1), prompts, reader: None }))
 }
 
 /// BLIP-2: captions without a prompt, and answers to questions.
@@ -78,38 +65,19 @@ fn of_queries(
     default: &'static str,
     reader: Option<Tokenizer>,
 ) -> Result<Box<dyn ImageProcessor>> {
-    let (settings, _) = Settings::load(model, 224, 14)?;
-    let table = PixelTable::new(settings.rescale, settings.normalize);
+    let (settings, _) = settings(model, 224, 14)?;
     let config: QueryConfig = model.config.root().parse()?;
     let text: TextConfig =
         model.config.section("text_config").map_or_else(|| Ok(TextConfig::default()), |s| s.parse())?;
     // Before December 2024 there was no token for pictures; the model reads the last row of its table as one.
     let image_id = config.image_token_index.unwrap_or_else(|| text.vocab_size().saturating_sub(1));
     let prompts = Prompts { place: ImagePlace::First(image_id), template, default };
-    Ok(Box::new(Blip { settings, table, vision_tokens: config.num_query_tokens, prompts, reader }))
+    Ok(Box::new(Blip { square: Clip::new(settings, config.num_query_tokens), prompts, reader }))
 }
 
 impl ImageProcessor for Blip {
-    fn prepare_with(&self, image: &Image, _detail: Detail) -> Result<PreparedImage> {
-        let &Image { width, height, .. } = image;
-        if width == 0 || height == 0 {
-            return Err(Error::NoPixels { width, height });
-        }
-        let target = (self.settings.width, self.settings.height);
-        let resized = resize(image, target.0, target.1, self.settings.filter);
-        let window = Window { left: 0, top: 0, width: target.0, height: target.1 };
-        let mut pixel_values = Vec::with_capacity(resized.pixels.len());
-        self.table.append_planes(&resized.pixels, resized.width, window, &mut pixel_values);
-        Ok(PreparedImage {
-            pixel_values,
-            shape: [1, 3, target.1, target.0],
-            grid: [1, 0, 0],
-            text_ids: Vec::new(),
-            image_size: (width, height),
-            resized_to: target,
-            vision_tokens: self.vision_tokens,
-            content_hash: self.settings.hash(image),
-        })
+    fn prepare_with(&self, image: &Image, detail: Detail) -> Result<PreparedImage> {
+        self.square.prepare_with(image, detail)
     }
 
     fn prepare_for(&self, image: &Image, detail: Detail, text: &str) -> Result<PreparedImage> {
@@ -126,20 +94,20 @@ impl ImageProcessor for Blip {
         Ok(prepared)
     }
 
-    fn vision_tokens(&self, _width: usize, _height: usize, _detail: Detail) -> usize {
-        self.vision_tokens
+    fn vision_tokens(&self, width: usize, height: usize, detail: Detail) -> usize {
+        self.square.vision_tokens(width, height, detail)
     }
 
-    fn expand(&self, _image: &PreparedImage) -> String {
-        IMAGE.repeat(self.vision_tokens)
+    fn expand(&self, image: &PreparedImage) -> String {
+        self.square.expand(image)
     }
 
     fn placeholder(&self) -> &str {
-        IMAGE
+        self.square.placeholder()
     }
 
     fn image_token(&self) -> &str {
-        IMAGE
+        self.square.image_token()
     }
 
     fn place(&self) -> ImagePlace {
@@ -155,51 +123,41 @@ impl ImageProcessor for Blip {
     }
 }
 
-impl Settings {
-    /// Reads `preprocessor_config.json` (or the `image_processor` of `processor_config.json`) and `vision_config`, whose
-    /// class has these defaults.
-    fn load(model: &Model<'_>, image_size: usize, patch_size: usize) -> Result<(Self, VisionConfig)> {
-        let (file, raw): (String, RawSettings) = preprocessor_config(model.files, "image_processor")?;
-        let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
-        let section = model.config.section("vision_config");
-        let mut vision = match &section {
-            Some(section) => section.parse()?,
-            None => VisionConfig::default(),
-        };
-        vision.image_size.get_or_insert(image_size);
-        vision.patch_size.get_or_insert(patch_size);
-        if vision.patches() == 0 {
-            let section = section.as_ref().unwrap_or(model.config.root());
-            return Err(section.error("patch_size", "no patch fits into a picture").into());
-        }
-        let (width, height) = match raw.size {
-            RawSize::Edge(edge) => (edge, edge),
-            RawSize::Exact { width, height } => (width, height),
-        };
-        let side = vision.image_size.unwrap_or(image_size);
-        if !raw.do_resize || (width, height) != (side, side) {
-            return Err(error("size", format!("pictures do not come out as {side}x{side}, the tower's image_size")));
-        }
-        let filter = ResampleFilter::from_pillow(raw.resample)
-            .ok_or_else(|| error("resample", format!("expected a filter number from 0 to 5, got {}", raw.resample)))?;
-        let settings = Self {
-            width,
-            height,
-            filter,
-            rescale: raw.do_rescale.then_some(raw.rescale_factor),
-            normalize: raw.do_normalize.then_some((raw.image_mean, raw.image_std)),
-        };
-        Ok((settings, vision))
+/// Reads `preprocessor_config.json` (or the `image_processor` of `processor_config.json`) and `vision_config`, whose
+/// class has these defaults.
+fn settings(model: &Model<'_>, image_size: usize, patch_size: usize) -> Result<(clip::Settings, VisionConfig)> {
+    let (file, raw): (String, RawSettings) = preprocessor_config(model.files, "image_processor")?;
+    let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
+    let section = model.config.section("vision_config");
+    let mut vision = match &section {
+        Some(section) => section.parse()?,
+        None => VisionConfig::default(),
+    };
+    vision.image_size.get_or_insert(image_size);
+    vision.patch_size.get_or_insert(patch_size);
+    if vision.patches() == 0 {
+        let section = section.as_ref().unwrap_or(model.config.root());
+        return Err(section.error("patch_size", "no patch fits into a picture").into());
     }
-
-    /// A hash of the picture and of all that decides its pixel values.
-    fn hash(&self, image: &Image) -> u128 {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&image.content_hash().to_le_bytes());
-        // Debug output spells every field out, floats to the last bit.
-        hasher.update(format!("blip {self:?}").as_bytes());
-        first_128_bits(&hasher)
+    let (width, height) = match raw.size {
+        RawSize::Edge(edge) => (edge, edge),
+        RawSize::Exact { width, height } => (width, height),
+    };
+    let side = vision.image_size.unwrap_or(image_size);
+    if !raw.do_resize || (width, height) != (side, side) {
+        return Err(error("size", format!("pictures do not come out as {side}x{side}, the tower's image_size")));
     }
+    let filter = ResampleFilter::from_pillow(raw.resample)
+        .ok_or_else(|| error("resample", format!("expected a filter number from 0 to 5, got {}", raw.resample)))?;
+    let settings = clip::Settings {
+        pad: None,
+        size: Some(clip::Size::Exact { width, height }),
+        crop: None,
+        filter,
+        rescale: raw.do_rescale.then_some(raw.rescale_factor),
+        normalize: raw.do_normalize.then_some((raw.image_mean, raw.image_std)),
+    };
+    Ok((settings, vision))
 }
 
 /// What BLIP-2 and InstructBLIP say of their queries.
@@ -281,7 +239,6 @@ fn default_num_query_tokens() -> usize {
 
 /// No picture is cut into more patches along a side.
 const MAX_SIDE: usize = 1024;
-const IMAGE: &str = "<image>";
 
 /// The text as it is; the model has no idea of a conversation.
 const ONE_MESSAGE: &str = "\
