@@ -1,4 +1,4 @@
-//! Memory-mapped files. The only unsafe code of this crate.
+//! Memory-mapped files.
 //!
 //! A mapping shares its pages with the file. Replacing a model by writing a new file and renaming it (what every
 //! download tool, ours included, does) is safe: the mapping keeps the old file alive. Truncating or overwriting a

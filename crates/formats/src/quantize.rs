@@ -7,6 +7,8 @@
 //!
 //! Rows are independent: callers quantise row ranges in parallel and [`GroupedTensor::stack`] them.
 
+mod lanes;
+
 use std::ops::Range;
 
 use half::f16;
@@ -14,6 +16,7 @@ use half::f16;
 use crate::error::{Error, Result};
 use crate::grouped::{CodeBits, GroupedLayout, GroupedTensor};
 use crate::tensor::TensorData;
+use lanes::{LANES, Lanes};
 
 impl GroupedLayout {
     /// The layout that rows of `inputs` floats are quantised to: groups of 64, of 32 where that needs less filling.
@@ -48,28 +51,61 @@ impl GroupedTensor {
         let mut row_values = vec![0.0; if n_rows == 0 { 0 } else { inputs }];
         for (at, row) in rows.enumerate() {
             weights.read_f32(row * inputs, &mut row_values)?;
-            let codes = &mut codes[at * layout.row_bytes()..][..layout.row_bytes()];
-            let parameters = scales[at * groups..].iter_mut().zip(&mut offsets[at * groups..]);
-            let parts = row_values.chunks(layout.group()).zip(codes.chunks_exact_mut(layout.group_bytes()));
-            for ((values, codes), (scale, offset)) in parts.zip(parameters) {
-                let Some(found) = quantize_group(values, codes, layout) else { return Ok(None) };
-                (*scale, *offset) = found;
+            let row = Row {
+                codes: &mut codes[at * layout.row_bytes()..][..layout.row_bytes()],
+                scales: &mut scales[at * groups..][..groups],
+                offsets: &mut offsets[at * groups..][..groups],
+            };
+            if quantize_on_this_machine(&row_values, row, layout).is_none() {
+                return Ok(None);
             }
         }
         Self::new(layout, n_rows, codes.into(), scales, offsets).map(Some)
     }
 }
 
-/// Fills in the codes of one group; its scale and offset. `None` where f16 cannot hold them.
-fn quantize_group(values: &[f32], codes: &mut [u8], layout: GroupedLayout) -> Option<(f16, f16)> {
+/// [`quantize_row`] in the fastest instructions that the processor has.
+fn quantize_on_this_machine(values: &[f32], row: Row<'_>, layout: GroupedLayout) -> Option<()> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(lanes) = lanes::Avx2::new() {
+        return lanes.run(
+            #[inline(always)]
+            |lanes| quantize_row(lanes, values, row, layout),
+        );
+    }
+    quantize_row(lanes::Portable, values, row, layout)
+}
+
+/// Where the codes, scales and offsets of a row go.
+struct Row<'a> {
+    codes: &'a mut [u8],
+    scales: &'a mut [f16],
+    offsets: &'a mut [f16],
+}
+
+/// `None` where f16 cannot hold a scale or an offset.
+#[inline(always)]
+fn quantize_row<L: Lanes>(lanes: L, values: &[f32], row: Row<'_>, layout: GroupedLayout) -> Option<()> {
+    let parts = values.chunks(layout.group()).zip(row.codes.chunks_exact_mut(layout.group_bytes()));
+    let parameters = row.scales.iter_mut().zip(row.offsets);
+    for ((values, codes), (scale, offset)) in parts.zip(parameters) {
+        (*scale, *offset) = quantize_group(lanes, values, codes, layout)?;
+    }
+    Some(())
+}
+
+/// Fills in the codes of one group; its scale and offset.
+#[inline(always)]
+fn quantize_group<L: Lanes>(lanes: L, values: &[f32], codes: &mut [u8], layout: GroupedLayout) -> Option<(f16, f16)> {
     // The filling repeats a weight, so that it moves no range; its codes are set to 0 below.
     let mut group = [values[0]; LONGEST];
     group[..values.len()].copy_from_slice(values);
     let mut found = [0u8; LONGEST];
     let (group, found) = (&group[..layout.group()], &mut found[..layout.group()]);
+    let (group, _) = group.as_chunks();
     let line = match layout.bits() {
-        CodeBits::Eight => quantize_eight(group, found)?,
-        CodeBits::Four => quantize_four(group, found)?,
+        CodeBits::Eight => quantize_eight(lanes, group, found)?,
+        CodeBits::Four => quantize_four(lanes, group, found)?,
     };
     found[values.len()..].fill(0);
     match layout.bits() {
@@ -82,56 +118,70 @@ fn quantize_group(values: &[f32], codes: &mut [u8], layout: GroupedLayout) -> Op
     Some((line.scale, line.offset))
 }
 
-fn quantize_eight(group: &[f32], codes: &mut [u8]) -> Option<Line> {
-    let (low, high) = range(group)?;
+#[inline(always)]
+fn quantize_eight<L: Lanes>(lanes: L, group: &[[f32; LANES]], codes: &mut [u8]) -> Option<Line> {
+    let (low, high) = range(lanes, group)?;
     let largest = high.max(-low);
-    let mut scale = f16::from_f32(largest / 127.0);
+    let mut scale = lanes.half(largest / 127.0);
     // Among the smallest f16 the steps are coarse: never round to a scale that the largest weight overflows.
-    if scale.to_f32() * 127.5 < largest {
+    if lanes.single(scale) * 127.5 < largest {
         scale = f16::from_bits(scale.to_bits() + 1);
     }
-    let line = Line { scale, offset: f16::from_f32(scale.to_f32() * -128.0) };
+    let line = Line { scale, offset: lanes.half(lanes.single(scale) * -128.0) };
     if !line.offset.is_finite() {
         return None;
     }
-    let inverse = if largest == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
-    for (code, value) in codes.iter_mut().zip(group) {
-        *code = nearest((value * inverse).clamp(-127.0, 127.0) + 128.0);
+    let inverse = lanes.splat(if largest == 0.0 { 0.0 } else { 1.0 / lanes.single(scale) });
+    let (lowest, highest) = (lanes.splat(-127.0), lanes.splat(127.0));
+    // To the codes around 128, and so that rounding leaves their integer in the lowest bits.
+    let shift = lanes.splat(ROUND + 128.0);
+    for (values, codes) in group.iter().zip(codes.as_chunks_mut().0) {
+        let value = lanes.mul(lanes.load(values), inverse);
+        *codes = lanes.low_bytes(lanes.add(lanes.min(lanes.max(value, lowest), highest), shift));
     }
     Some(line)
 }
 
-fn quantize_four(group: &[f32], codes: &mut [u8]) -> Option<Line> {
-    let (low, high) = range(group)?;
-    let mut best = Fit::of(group, anchored(low, high)?);
-    let consider = |best: &mut Fit, line: Option<Line>| {
-        let fit = line.map(|line| Fit::of(group, line))?;
-        if fit.error < best.error {
-            *best = fit;
+#[inline(always)]
+fn quantize_four<L: Lanes>(lanes: L, group: &[[f32; LANES]], codes: &mut [u8]) -> Option<Line> {
+    let (low, high) = range(lanes, group)?;
+    let length = (group.len() * LANES) as f32;
+    let mut best = Fit::of(lanes, group, anchored(lanes, low, high)?);
+    let mut line = best.refit(lanes, length);
+    // The whole range, then narrower ones; each is refined in turn.
+    for start in 0..=SHRINKS.len() {
+        let mut rounds = REFITS;
+        if start > 0 {
+            let (middle, half_range) = (0.5 * (low + high), 0.5 * (high - low) * SHRINKS[start - 1]);
+            line = Line::through(lanes, middle - half_range, 2.0 * half_range / MAX_FOUR);
+            rounds += 1;
         }
-        fit.refit(group.len())
-    };
-    let mut line = best.refit(group.len());
-    for _ in 0..REFITS {
-        line = consider(&mut best, line);
-    }
-    for shrink in SHRINKS {
-        let (middle, half_range) = (0.5 * (low + high), 0.5 * (high - low) * shrink);
-        let mut line = Line::through(middle - half_range, 2.0 * half_range / MAX_FOUR);
-        for _ in 0..=REFITS {
-            line = consider(&mut best, line);
+        for _ in 0..rounds {
+            let Some(candidate) = line else { break };
+            let fit = Fit::of(lanes, group, candidate);
+            if fit.error < best.error {
+                best = fit;
+            }
+            line = fit.refit(lanes, length);
         }
     }
-    best.line.codes(group, codes);
+    let (_, inverse, offset) = best.line.numbers(lanes);
+    let (inverse, offset, round) = (lanes.splat(inverse), lanes.splat(offset), lanes.splat(ROUND));
+    for (values, codes) in group.iter().zip(codes.as_chunks_mut().0) {
+        let code = clamped(lanes, lanes.mul(lanes.sub(lanes.load(values), offset), inverse));
+        *codes = lanes.low_bytes(lanes.add(code, round));
+    }
     Some(best.line)
 }
 
 /// MLX's choice: one step is a fifteenth of the range, stretched so that zero and the end farther from it are exact.
-fn anchored(low: f32, high: f32) -> Option<Line> {
+#[inline(always)]
+fn anchored<L: Lanes>(lanes: L, low: f32, high: f32) -> Option<Line> {
     let (edge, other) = if low.abs() > high.abs() { (low, high) } else { (high, low) };
     let step = (other - edge) / MAX_FOUR;
     let steps = if step == 0.0 { 0.0 } else { (edge / step).round_ties_even() };
-    if steps == 0.0 { Line::through(edge.min(other), step.abs()) } else { Line::through(edge, edge / steps) }
+    let (offset, scale) = if steps == 0.0 { (edge.min(other), step.abs()) } else { (edge, edge / steps) };
+    Line::through(lanes, offset, scale)
 }
 
 /// `weight = code * scale + offset`.
@@ -143,22 +193,17 @@ struct Line {
 
 impl Line {
     /// Rounded to f16; `None` when it is too large.
-    fn through(offset: f32, scale: f32) -> Option<Self> {
-        let line = Self { scale: f16::from_f32(scale), offset: f16::from_f32(offset) };
+    #[inline(always)]
+    fn through<L: Lanes>(lanes: L, offset: f32, scale: f32) -> Option<Self> {
+        let line = Self { scale: lanes.half(scale), offset: lanes.half(offset) };
         (line.scale.is_finite() && line.offset.is_finite()).then_some(line)
     }
 
     /// Scale, its inverse (0 for a scale of 0) and offset.
-    fn numbers(self) -> (f32, f32, f32) {
-        let scale = self.scale.to_f32();
-        (scale, if scale == 0.0 { 0.0 } else { 1.0 / scale }, self.offset.to_f32())
-    }
-
-    fn codes(self, group: &[f32], codes: &mut [u8]) {
-        let (_, inverse, offset) = self.numbers();
-        for (code, value) in codes.iter_mut().zip(group) {
-            *code = nearest(((value - offset) * inverse).clamp(0.0, MAX_FOUR));
-        }
+    #[inline(always)]
+    fn numbers<L: Lanes>(self, lanes: L) -> (f32, f32, f32) {
+        let scale = lanes.single(self.scale);
+        (scale, if scale == 0.0 { 0.0 } else { 1.0 / scale }, lanes.single(self.offset))
     }
 }
 
@@ -174,67 +219,70 @@ struct Fit {
 }
 
 impl Fit {
-    /// `group` is a multiple of [`LANES`] long.
-    fn of(group: &[f32], line: Line) -> Self {
-        let (scale, inverse, offset) = line.numbers();
-        let (mut error, mut sums, mut squares) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-        let (mut weights, mut products) = ([0.0; LANES], [0.0; LANES]);
-        let (chunks, _) = group.as_chunks::<LANES>();
-        for chunk in chunks {
-            for lane in 0..LANES {
-                // Sums are of weights less the offset: sums of squares of what is left keep their precision.
-                let weight = chunk[lane] - offset;
-                let code = ((weight * inverse).clamp(0.0, MAX_FOUR) + ROUND) - ROUND;
-                let left = weight - code * scale;
-                error[lane] += left * left;
-                sums[lane] += code;
-                squares[lane] += code * code;
-                weights[lane] += weight;
-                products[lane] += code * weight;
-            }
+    #[inline(always)]
+    fn of<L: Lanes>(lanes: L, group: &[[f32; LANES]], line: Line) -> Self {
+        let (scale, inverse, offset) = line.numbers(lanes);
+        let (scale, inverse, offset) = (lanes.splat(scale), lanes.splat(inverse), lanes.splat(offset));
+        let round = lanes.splat(ROUND);
+        let [mut error, mut codes, mut squares, mut weights, mut products] = [lanes.splat(0.0); 5];
+        for values in group {
+            // Sums are of weights less the offset: sums of squares of what is left keep their precision.
+            let weight = lanes.sub(lanes.load(values), offset);
+            let code = clamped(lanes, lanes.mul(weight, inverse));
+            let code = lanes.sub(lanes.add(code, round), round);
+            let left = lanes.sub(weight, lanes.mul(code, scale));
+            error = lanes.add(error, lanes.mul(left, left));
+            codes = lanes.add(codes, code);
+            squares = lanes.add(squares, lanes.mul(code, code));
+            weights = lanes.add(weights, weight);
+            products = lanes.add(products, lanes.mul(code, weight));
         }
-        let total = |lanes: [f32; LANES]| lanes.iter().sum::<f32>();
-        let (codes, squared_codes) = (total(sums), total(squares));
-        Self { line, error: total(error), codes, squared_codes, weights: total(weights), products: total(products) }
+        Self {
+            line,
+            error: lanes.total(error),
+            codes: lanes.total(codes),
+            squared_codes: lanes.total(squares),
+            weights: lanes.total(weights),
+            products: lanes.total(products),
+        }
     }
 
-    /// The line of least squares through the weights and their codes.
-    fn refit(&self, length: usize) -> Option<Line> {
-        let length = length as f32;
+    /// The line of least squares through `length` weights and their codes.
+    #[inline(always)]
+    fn refit<L: Lanes>(&self, lanes: L, length: f32) -> Option<Line> {
         let spread = length * self.squared_codes - self.codes * self.codes;
         if spread <= 0.0 {
             return None;
         }
         let scale = (length * self.products - self.codes * self.weights) / spread;
         let offset = (self.weights - scale * self.codes) / length;
-        Line::through(self.line.offset.to_f32() + offset, scale)
+        Line::through(lanes, lanes.single(self.line.offset) + offset, scale)
     }
+}
+
+/// Within the codes of four bits.
+#[inline(always)]
+fn clamped<L: Lanes>(lanes: L, codes: L::Numbers) -> L::Numbers {
+    lanes.min(lanes.max(codes, lanes.splat(0.0)), lanes.splat(MAX_FOUR))
 }
 
 /// Smallest and largest number; `None` when one is not finite.
-fn range(group: &[f32]) -> Option<(f32, f32)> {
-    let (mut low, mut high, mut zero) = ([f32::MAX; LANES], [f32::MIN; LANES], [0.0; LANES]);
-    let (chunks, _) = group.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            low[lane] = if chunk[lane] < low[lane] { chunk[lane] } else { low[lane] };
-            high[lane] = if chunk[lane] > high[lane] { chunk[lane] } else { high[lane] };
-            // Zero times a number that is not finite is not a number.
-            zero[lane] += chunk[lane] * 0.0;
-        }
+#[inline(always)]
+fn range<L: Lanes>(lanes: L, group: &[[f32; LANES]]) -> Option<(f32, f32)> {
+    let (mut low, mut high, mut zeros) = (lanes.splat(f32::MAX), lanes.splat(f32::MIN), lanes.splat(0.0));
+    for values in group {
+        let values = lanes.load(values);
+        low = lanes.min(low, values);
+        high = lanes.max(high, values);
+        // Zero times a number that is not finite is not a number.
+        zeros = lanes.add(zeros, lanes.mul(values, lanes.splat(0.0)));
     }
-    let finite = zero.iter().sum::<f32>() == 0.0;
-    finite.then(|| (low.into_iter().fold(f32::MAX, f32::min), high.into_iter().fold(f32::MIN, f32::max)))
-}
-
-/// Rounds a number from 0 to 255: adding 1.5 * 2^23 leaves no fraction bits, and the integer in the lowest ones.
-fn nearest(value: f32) -> u8 {
-    (value + ROUND).to_bits() as u8
+    (lanes.total(zeros) == 0.0).then(|| (lanes.smallest(low), lanes.largest(high)))
 }
 
 const LONGEST: usize = 64;
-const LANES: usize = 8;
 const MAX_FOUR: f32 = 15.0;
+/// 1.5 * 2^23: adding it to a small number leaves no fraction bits, and the nearest integer in the lowest ones.
 const ROUND: f32 = 12_582_912.0;
 /// Ranges that are tried besides the whole one, and rounds of least squares for each.
 const SHRINKS: [f32; 3] = [0.95, 0.88, 0.8];
@@ -272,11 +320,10 @@ mod tests {
     fn anchored_error(values: &[f32]) -> f64 {
         let mut decoded = Vec::new();
         for group in values.chunks_exact(64) {
-            let (low, high) = range(group).unwrap();
-            let line = anchored(low, high).unwrap();
-            let mut codes = [0; 64];
-            line.codes(group, &mut codes);
-            decoded.extend(codes.map(|code| f32::from(code) * line.scale.to_f32() + line.offset.to_f32()));
+            let (low, high) = range(lanes::Portable, group.as_chunks().0).unwrap();
+            let (scale, inverse, offset) = anchored(lanes::Portable, low, high).unwrap().numbers(lanes::Portable);
+            let code = |weight: &f32| ((weight - offset) * inverse).clamp(0.0, MAX_FOUR).round_ties_even();
+            decoded.extend(group.iter().map(|weight| code(weight) * scale + offset));
         }
         mean_squared_error(values, &decoded)
     }
@@ -306,6 +353,43 @@ mod tests {
             let refined = mean_squared_error(&values, &quantize(&values, 64, CodeBits::Four).to_f32());
             let plain = anchored_error(&values);
             assert!(refined < at_most * plain, "outliers {outliers}: {refined:e} of {plain:e}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn every_instruction_set_finds_the_same_codes() {
+        let Some(avx2) = lanes::Avx2::new() else { return eprintln!("SKIP: this processor has no AVX2") };
+        let mut values = numbers(64 * 300, true);
+        // Groups of one number, of zeros, of halves' limits, and what no code can hold.
+        values[..64].fill(-0.25);
+        values[64..128].fill(0.0);
+        values[128..192].iter_mut().for_each(|value| *value *= 3e6);
+        values[200] = 1e-7;
+        values[300] = f32::NAN;
+        values[400] = f32::NEG_INFINITY;
+        values[500] = 3e38;
+        for bits in [CodeBits::Four, CodeBits::Eight] {
+            for length in [64, 37] {
+                let layout = GroupedLayout::preferred(bits, length);
+                for values in values.chunks_exact(64) {
+                    let found = |portable: bool| {
+                        let (mut codes, mut scales, mut offsets) = ([0; 64], [f16::ZERO; 2], [f16::ZERO; 2]);
+                        let row = Row {
+                            codes: &mut codes[..layout.row_bytes()],
+                            scales: &mut scales[..layout.groups()],
+                            offsets: &mut offsets[..layout.groups()],
+                        };
+                        let values = &values[..length];
+                        let held = match portable {
+                            true => quantize_row(lanes::Portable, values, row, layout),
+                            false => avx2.run(|lanes| quantize_row(lanes, values, row, layout)),
+                        };
+                        held.map(|()| (codes, scales.map(f16::to_bits), offsets.map(f16::to_bits)))
+                    };
+                    assert_eq!(found(false), found(true), "{bits:?} {values:?}");
+                }
+            }
         }
     }
 
