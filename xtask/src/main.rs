@@ -1,8 +1,9 @@
-//! Chores of the repository: `cargo xtask tidy`, `cargo xtask test-aarch64`.
+//! Chores of the repository: `cargo xtask tidy`, `cargo xtask test-aarch64`, `cargo xtask test-sanitizers`.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program prints")]
 
 mod aarch64;
+mod sanitizers;
 mod tidy;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => tidy(),
         ["test-aarch64"] => root().and_then(aarch64::test),
+        ["test-sanitizers"] => root().and_then(sanitizers::test),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -45,5 +47,6 @@ fn root() -> Result<&'static Path> {
 }
 
 const USAGE: &str = "\
-usage: cargo xtask tidy            check the habits that a program can check
-       cargo xtask test-aarch64    run the arithmetic's tests for 64-bit ARM in an emulator";
+usage: cargo xtask tidy               check the habits that a program can check
+       cargo xtask test-aarch64       run the arithmetic's tests for 64-bit ARM in an emulator
+       cargo xtask test-sanitizers    run the tests of crates with unsafe code under LLVM's sanitizers";
