@@ -5,6 +5,7 @@ use ocelli_backend::{
     Backend, Embedding, KvCache, KvShape, LayerKv, Linear, RmsNorm, Rope, RopeRows, Step, SwiGlu, Tensor, Weights,
 };
 
+use crate::Model;
 use crate::error::Result;
 use crate::mrope::MRope;
 
@@ -102,6 +103,47 @@ impl<B: Backend> Decoder<B> {
             }
         }
         self.norm.forward(&x)
+    }
+}
+
+/// A decoder with its output layer: a language model by itself.
+pub(crate) struct CausalLm<B: Backend> {
+    decoder: Decoder<B>,
+    lm_head: Linear<B>,
+    dims: DecoderDims,
+    max_positions: usize,
+}
+
+impl<B: Backend> CausalLm<B> {
+    /// Reads the output layer of a decoder that was read from `w`.
+    pub(crate) fn load(w: &Weights<B>, decoder: Decoder<B>, dims: DecoderDims, max_positions: usize) -> Result<Self> {
+        Ok(Self { lm_head: decoder.lm_head(w, &dims)?, decoder, dims, max_positions })
+    }
+}
+
+impl<B: Backend> Model<B> for CausalLm<B> {
+    fn kv_shape(&self) -> KvShape {
+        self.dims.kv_shape()
+    }
+
+    fn max_positions(&self) -> usize {
+        self.max_positions
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.dims.vocab_size
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor<B> {
+        self.decoder.embed_tokens.forward(ids)
+    }
+
+    fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
+        self.decoder.forward(x, step, kv)
+    }
+
+    fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
+        self.lm_head.forward(hidden)
     }
 }
 

@@ -4,14 +4,11 @@
 //! Surprises: `head_dim` may differ from `hidden_size / num_attention_heads`; `rope_scaling` of Llama 3 changes the
 //! frequencies themselves and thus every position, not only long ones.
 
-use ocelli_backend::{
-    Backend, KvCache, KvShape, Linear, Renamed, Rope, RopeScaling, Step, Tensor, WeightSource, Weights,
-};
+use ocelli_backend::{Backend, Renamed, Rope, RopeScaling, WeightSource, Weights};
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::Model;
-use crate::decoder::{Decoder, DecoderDims, Rotation};
+use crate::decoder::{CausalLm, Decoder, DecoderDims, Rotation};
 use crate::error::{Error, Result, require};
 
 /// The fields of `config.json` (or its `text_config`) that a decoder needs; defaults are those of transformers.
@@ -133,54 +130,23 @@ impl RopeScalingConfig {
     }
 }
 
-/// A Llama decoder with its output layer.
-pub(crate) struct Llama<B: Backend> {
-    decoder: Decoder<B>,
-    lm_head: Linear<B>,
-    config: Config,
-}
-
-impl<B: Backend> Llama<B> {
-    /// Loads a checkpoint that holds nothing but the decoder.
-    pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
-        let section = config.root();
-        let config = Config::parse(section)?;
-        let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
-        let decoder = config.decoder(&weights.at("model"), section)?;
-        let lm_head = decoder.lm_head(&weights, &config.dims())?;
-        weights.finish()?;
-        Ok(Self { decoder, lm_head, config })
-    }
-}
-
-impl<B: Backend> Model<B> for Llama<B> {
-    fn kv_shape(&self) -> KvShape {
-        self.config.dims().kv_shape()
-    }
-
-    fn max_positions(&self) -> usize {
-        self.config.max_position_embeddings
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.decoder.embed_tokens.forward(ids)
-    }
-
-    fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
-        self.decoder.forward(x, step, kv)
-    }
-
-    fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
-    }
+/// Loads a checkpoint that holds nothing but the decoder.
+pub(crate) fn load<B: Backend>(
+    backend: &B,
+    config: &ocelli_formats::Config,
+    source: WeightSource<'_>,
+) -> Result<CausalLm<B>> {
+    let section = config.root();
+    let config = Config::parse(section)?;
+    let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
+    let decoder = config.decoder(&weights.at("model"), section)?;
+    let model = CausalLm::load(&weights, decoder, config.dims(), config.max_position_embeddings)?;
+    weights.finish()?;
+    Ok(model)
 }
 
 /// Names of every layout -> the published ones.
-fn rename(name: &str, tied: bool) -> Renamed {
+pub(crate) fn rename(name: &str, tied: bool) -> Renamed {
     if name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight") {
         return Renamed::Ignored;
     }

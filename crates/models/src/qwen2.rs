@@ -4,13 +4,13 @@
 //! differs between sizes of one series, and `use_sliding_window` is false in every published checkpoint although
 //! `sliding_window` is set.
 
-use ocelli_backend::{Backend, KvCache, KvShape, Linear, Renamed, Rope, Step, Tensor, WeightSource, Weights};
+use ocelli_backend::{Backend, Rope, WeightSource, Weights};
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::Model;
-use crate::decoder::{Decoder, DecoderDims, Rotation};
+use crate::decoder::{CausalLm, Decoder, DecoderDims, Rotation};
 use crate::error::{Result, require};
+use crate::llama;
 
 /// The fields of `config.json` (or its `text_config`) that the decoder needs; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
@@ -84,56 +84,18 @@ impl Config {
     }
 }
 
-/// A Qwen2 decoder with its output layer.
-pub(crate) struct Qwen2<B: Backend> {
-    decoder: Decoder<B>,
-    lm_head: Linear<B>,
-    config: Config,
-}
-
-impl<B: Backend> Qwen2<B> {
-    /// Loads a checkpoint that holds nothing but the decoder.
-    pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
-        let config = Config::parse(config.root())?;
-        let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
-        let decoder = config.decoder(&weights.at("model"))?;
-        let lm_head = decoder.lm_head(&weights, &config.dims())?;
-        weights.finish()?;
-        Ok(Self { decoder, lm_head, config })
-    }
-}
-
-impl<B: Backend> Model<B> for Qwen2<B> {
-    fn kv_shape(&self) -> KvShape {
-        self.config.dims().kv_shape()
-    }
-
-    fn max_positions(&self) -> usize {
-        self.config.max_position_embeddings
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.decoder.embed_tokens.forward(ids)
-    }
-
-    fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
-        self.decoder.forward(x, step, kv)
-    }
-
-    fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
-    }
-}
-
-fn rename(name: &str, tied: bool) -> Renamed {
-    if name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight") {
-        return Renamed::Ignored;
-    }
-    Renamed::To(name.to_owned())
+/// Loads a checkpoint that holds nothing but the decoder.
+pub(crate) fn load<B: Backend>(
+    backend: &B,
+    config: &ocelli_formats::Config,
+    source: WeightSource<'_>,
+) -> Result<CausalLm<B>> {
+    let config = Config::parse(config.root())?;
+    let weights = Weights::new(backend, source, |name| llama::rename(name, config.tie_word_embeddings))?;
+    let decoder = config.decoder(&weights.at("model"))?;
+    let model = CausalLm::load(&weights, decoder, config.dims(), config.max_position_embeddings)?;
+    weights.finish()?;
+    Ok(model)
 }
 
 fn default_max_position_embeddings() -> usize {

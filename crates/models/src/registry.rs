@@ -3,7 +3,6 @@
 use ocelli_backend::{Backend, WeightSource};
 use ocelli_formats::Config;
 
-use crate::Model;
 use crate::blip::Blip;
 use crate::blip2::Blip2;
 use crate::deepseek_vl_v2::DeepseekVlV2;
@@ -11,13 +10,12 @@ use crate::error::{Error, Result};
 use crate::fast_vlm::FastVlm;
 use crate::idefics3::Idefics3;
 use crate::instructblip::InstructBlip;
-use crate::llama::Llama;
 use crate::llava::Llava;
 use crate::moondream::Moondream;
 use crate::qwen_vl::{Qwen2Vl, Qwen25Vl};
-use crate::qwen2::Qwen2;
 use crate::qwen3_vl::Qwen3Vl;
 use crate::whisper::Whisper;
+use crate::{Model, llama, qwen2};
 
 /// What is known of a family before any weights are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +30,7 @@ pub struct Architecture {
 
 /// The table: one row per `model_type`. (A macro, since a `static` cannot hold functions generic over the backend.)
 macro_rules! families {
-    ($($model_type:literal, $title:literal, sees_images: $sees_images:literal, $family:ident;)*) => {
+    ($($model_type:literal, $title:literal, sees_images: $sees_images:literal, $load:path;)*) => {
         /// All families, by `model_type`.
         pub const ARCHITECTURES: &[Architecture] =
             &[$(Architecture { model_type: $model_type, title: $title, sees_images: $sees_images }),*];
@@ -47,7 +45,7 @@ macro_rules! families {
             source: impl Into<WeightSource<'a>>,
         ) -> Result<Box<dyn Model<B>>> {
             match config.model_type() {
-                $($model_type => Ok(Box::new($family::load(backend, config, source.into())?)),)*
+                $($model_type => Ok(Box::new($load(backend, config, source.into())?)),)*
                 other => Err(unsupported(other)),
             }
         }
@@ -55,22 +53,22 @@ macro_rules! families {
 }
 
 families! {
-    "blip", "BLIP captioning and VQA", sees_images: true, Blip;
-    "blip-2", "BLIP-2 (OPT)", sees_images: true, Blip2;
-    "deepseek_vl_v2", "DeepSeek-VL2 Tiny, Small", sees_images: true, DeepseekVlV2;
-    "fast_vlm", "FastVLM", sees_images: true, FastVlm;
-    "idefics3", "Idefics3, SmolVLM", sees_images: true, Idefics3;
-    "instructblip", "InstructBLIP (Vicuna)", sees_images: true, InstructBlip;
-    "llama", "Llama 2, 3.x", sees_images: false, Llama;
-    "llava", "LLaVA 1.5", sees_images: true, Llava;
-    "llava_qwen2", "FastVLM (Apple's names)", sees_images: true, FastVlm;
-    "moondream1", "Moondream 2", sees_images: true, Moondream;
-    "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, Qwen2;
-    "qwen2_5_vl", "Qwen2.5-VL", sees_images: true, Qwen25Vl;
-    "qwen2_vl", "Qwen2-VL", sees_images: true, Qwen2Vl;
-    "qwen3_vl", "Qwen3-VL", sees_images: true, Qwen3Vl;
-    "smolvlm", "SmolVLM2", sees_images: true, Idefics3;
-    "whisper", "Whisper", sees_images: false, Whisper;
+    "blip", "BLIP captioning and VQA", sees_images: true, Blip::load;
+    "blip-2", "BLIP-2 (OPT)", sees_images: true, Blip2::load;
+    "deepseek_vl_v2", "DeepSeek-VL2 Tiny, Small", sees_images: true, DeepseekVlV2::load;
+    "fast_vlm", "FastVLM", sees_images: true, FastVlm::load;
+    "idefics3", "Idefics3, SmolVLM", sees_images: true, Idefics3::load;
+    "instructblip", "InstructBLIP (Vicuna)", sees_images: true, InstructBlip::load;
+    "llama", "Llama 2, 3.x", sees_images: false, llama::load;
+    "llava", "LLaVA 1.5", sees_images: true, Llava::load;
+    "llava_qwen2", "FastVLM (Apple's names)", sees_images: true, FastVlm::load;
+    "moondream1", "Moondream 2", sees_images: true, Moondream::load;
+    "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, qwen2::load;
+    "qwen2_5_vl", "Qwen2.5-VL", sees_images: true, Qwen25Vl::load;
+    "qwen2_vl", "Qwen2-VL", sees_images: true, Qwen2Vl::load;
+    "qwen3_vl", "Qwen3-VL", sees_images: true, Qwen3Vl::load;
+    "smolvlm", "SmolVLM2", sees_images: true, Idefics3::load;
+    "whisper", "Whisper", sees_images: false, Whisper::load;
 }
 
 /// Looks a family up by its `model_type`.
