@@ -30,20 +30,22 @@ def prompt(processor, side, tokens, start):
 
 
 class Stamps:
-    """A logits processor for `generate`: notes when each token's logits were there."""
+    """A logits processor for `generate`: notes when each token's logits were there, and whether they are numbers."""
 
     def __init__(self):
         self.times = []
 
     def __call__(self, _ids, logits):
         self.times.append(time.perf_counter())
+        if len(self.times) == 1:
+            assert not logits.isnan().any(), "the model does not answer with numbers"
         return logits
 
 
-def answers(inputs, generate, new, prompt_tokens):
+def answers(inputs, generate, new, prompt_tokens, runs=RUNS):
     """`generate(inputs(seed), stamps)` answers with `new + 1` tokens; the first seed's answer does not count."""
     firsts, decodes = [], []
-    for seed in range(RUNS + 1):
+    for seed in range(runs + 1):
         given, stamps = inputs(seed), Stamps()
         start = time.perf_counter()
         generate(given, stamps)
@@ -61,6 +63,7 @@ def figures(prompt_tokens, firsts, decodes):
 
 
 def report(program, precision, load_seconds, measured):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Of this program or of one that it ran.
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     line = dict(program=program, precision=precision, load_ms=1e3 * load_seconds, peak_mib=peak, **measured)
-    print(json.dumps({key: round(value, 2) if isinstance(value, float) else value for key, value in line.items()}))
+    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}))

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Measures model families beside the best of their rivals on the same shapes, with random weights, in one sitting, and
+writes one Markdown page. See README.md.
+
+usage: families.py [--threads N] [--rounds N] [--only WORD] [--out FILE.md]        the environment: see sitting.py
+
+Ours holds text in 4 bits and towers in bfloat16. A rival is measured in bfloat16 and in float32; after the first round only
+where it was the better one in some row."""
+from functools import partial
+
+import sitting
+from sitting import BEAM_DECODE, BEAM_FIRST, DECODE, FIRST, LESS_IS_FASTER, MODELS, REAL_TIME, figure, notes, number, ocelli
+from sitting import peak_mib, program, ratio, rival
+
+PRECISIONS = ("bf16", "fp32")
+# Answers that count, of ours and of a rival; one before them does not.
+OUR_RUNS, RUNS = "3", "2"
+# Tokens that both answer every window of 30 seconds with.
+SPEECH_TOKENS = "100"
+# Name -> picture's pixels, tokens of the prompt besides the picture's, tokens after the first.
+SHAPES = {"qwen2.5-vl-3b": ("448", "19", "16"), "fastvlm-0.5b": ("1024", "20", "32"), "blip-base": ("384", "4", "19"),
+          "blip2-opt-2.7b": ("224", "20", "16"), "moondream2": ("378", "5", "16")}
+
+
+def beams(name):
+    return "3" if name.startswith("blip") else "1"
+
+
+def ours(name, threads):
+    side, tokens, new = SHAPES[name]
+    # Of Moondream's prompt, the token before the picture counts here, too.
+    tokens = str(int(tokens) + (name == "moondream2"))
+    return ocelli("--random-weights", name, "--quant", "q4", "--threads", threads, "--image-size", side, "--prompt-tokens",
+                  tokens, "--max-tokens", str(int(new) + 1), "--runs", OUR_RUNS, "--beams", beams(name))
+
+
+def theirs(name, precision, threads):
+    _, tokens, new = SHAPES[name]
+    if name == "moondream2":
+        return rival("TRANSFORMERS", "rival_moondream.py", precision, threads, tokens, new, RUNS)
+    return rival("TRANSFORMERS", "rival_families.py", name, precision, threads, tokens, new, RUNS, beams(name))
+
+
+def speech(environment, program, precision, threads, beams):
+    return rival(environment, "rival_whisper.py", program, precision, f"{MODELS}/whisper", threads, beams, SPEECH_TOKENS)
+
+
+def jobs(threads):
+    """Name -> command and environment, in the order of measuring: rivals beside what they are compared with."""
+    found = {}
+    for name in SHAPES:
+        found[f"{name} ocelli"] = ours(name, threads)
+        for precision in PRECISIONS:
+            found[f"{name} {precision}"] = theirs(name, precision, threads)
+        if name == "qwen2.5-vl-3b":
+            text_part = f"{MODELS}/qwen2.5-3b-Q4_0.gguf"
+            found[f"{name} llama.cpp"] = rival("LLAMA_CPP", "rival_llama_cpp.py", text_part, threads, "275", "16")
+    for count in ("1", "5"):
+        # Ours needs no more of an environment than numpy.
+        found[f"whisper {count} ocelli"] = speech("FASTER_WHISPER", "ocelli", "q8", threads, count)
+        found[f"whisper {count} faster"] = speech("FASTER_WHISPER", "faster-whisper", "int8", threads, count)
+        for precision in PRECISIONS:
+            found[f"whisper {count} {precision}"] = speech("TRANSFORMERS", "transformers", precision, threads, count)
+    return found
+
+
+def at_most(limit, unit, us, _):
+    return f"at most {limit} {unit}", us <= limit
+
+
+def at_least(limit, unit, us, _):
+    return f"at least {limit} {unit}", us >= limit
+
+
+def times(limit, _, faster):
+    return f"{limit} times as fast", faster >= limit
+
+
+def rows():
+    """What is compared: work, our figure, its digits, our job, the rivals' figure, their jobs, the goals."""
+    twice, as_fast = partial(times, 2), partial(times, 1)
+    for name, title, first, decode in [
+        ("qwen2.5-vl-3b", "Qwen2.5-VL-3B, 448x448, 275 tokens", partial(at_most, 1000, "ms"), partial(at_least, 16, "tokens/s")),
+        ("fastvlm-0.5b", "FastVLM-0.5B, 1024x1024, 276 tokens", twice, as_fast),
+        ("blip-base", "BLIP base, 384x384, caption", twice, as_fast),
+        ("blip2-opt-2.7b", "BLIP-2 OPT-2.7B, 224x224, 52 tokens", twice, as_fast),
+        ("moondream2", "Moondream 2, 378x378, 735 tokens", twice, as_fast),
+    ]:
+        us, floats = f"{name} ocelli", [f"{name} {precision}" for precision in PRECISIONS]
+        yield f"{title}: first token, ms", FIRST, 0, us, FIRST, floats, [first]
+        yield f"{title}: decode, tokens/s", DECODE, 1, us, DECODE, [*floats, f"{name} llama.cpp"], [decode]
+        if beams(name) != "1":
+            # A prefill is the same for one beam and for three with us.
+            yield f"{title}, 3 beams: first token, ms", FIRST, 0, us, BEAM_FIRST, floats, [first]
+            yield f"{title}, 3 beams: decode, tokens/s", BEAM_DECODE, 1, us, BEAM_DECODE, floats, [decode]
+    for count, title in (("1", "greedy"), ("5", "5 beams")):
+        them = [f"whisper {count} {which}" for which in ("faster", *PRECISIONS)]
+        goals = [partial(at_most, 0.1, "s"), partial(times, 1.5)]
+        title = f"Whisper base, ten minutes, {title}: seconds per second of sound"
+        yield title, REAL_TIME, 4, f"whisper {count} ocelli", REAL_TIME, them, goals
+
+
+def our_figure(measured, job, name):
+    """ocelli's own figure, but for beams: it counts the first token of a search, which comes out of the prefill."""
+    value = figure(measured[job], name)
+    if name != BEAM_DECODE or value is None:
+        return value
+    new = int(SHAPES[job.split()[0]][2])
+    return value * new / (new + 1)
+
+
+def best(measured, name, jobs_of_row):
+    """The job with the best median of those that were measured; None where none was."""
+    there = [job for job in jobs_of_row if measured.get(job)]
+    order = min if name in LESS_IS_FASTER else max
+    return order(there, key=lambda job: figure(measured[job], name), default=None)
+
+
+def is_wanted(job, measured):
+    """A rival that was not the best in any row is not asked again."""
+    if job not in measured or job.endswith("ocelli"):
+        return True
+    return any(best(measured, name, rivals) == job for *_, name, rivals, _ in rows())
+
+
+def comparison(measured):
+    yield "| work | ocelli | best rival | the rival's | times as fast | goal | met |\n|---|---:|---|---:|---:|---|---|\n"
+    for work, name, digits, our_job, their_name, their_jobs, goals in rows():
+        their_job = best(measured, their_name, their_jobs)
+        if our_job in measured and their_job:
+            us, them = our_figure(measured, our_job, name), figure(measured[their_job], their_name)
+            faster = ratio(name, us, them)
+            told, met = zip(*(goal(us, faster) for goal in goals))
+            cells = [work, number(us, digits), program(measured[their_job]), number(them, digits), f"**{faster:.2f}**"]
+            yield f"| {' | '.join(cells)} | {', '.join(told)} | {yes(all(met))} |\n"
+
+
+def yes(is_met):
+    return "yes" if is_met else "**no**"
+
+
+def cost_of_beams(measured):
+    yield "\n| what a token costs with 3 beams, in greedy ones | ocelli | goal | met |\n|---|---:|---|---|\n"
+    for name in SHAPES:
+        job = f"{name} ocelli"
+        if job in measured and (with_beams := our_figure(measured, job, BEAM_DECODE)):
+            cost = our_figure(measured, job, DECODE) / with_beams
+            yield f"| {name} | {cost:.2f} | at most 1.6 | {yes(cost <= 1.6)} |\n"
+
+
+def processes(measured):
+    head = "run | first token, ms | decode, tokens/s | with 3 beams | per second of sound | peak memory, MiB"
+    yield f"\n| {head} |\n|{'---|' * 6}\n"
+    for name, results in measured.items():
+        figures = ((FIRST, 0), (DECODE, 1), (BEAM_DECODE, 1), (REAL_TIME, 4))
+        cells = " | ".join(number(figure(results, key), digits) for key, digits in figures)
+        yield f"| {name}: {program(results)} | {cells} | {peak_mib(results):.0f} |\n"
+
+
+ABOUT = """
+Medians over the rounds of medians over the answers; a process each, ours and theirs in turn. The first token counts from a
+picture in memory, preparing it included. Answers have the same number of tokens on both sides, and nothing ends them early;
+all programs answered every 30 seconds of speech with 100 tokens (refused otherwise). Of transformers' answers, choosing a
+token is not counted. transformers has no Moondream: its rival is a plain PyTorch model of the published shapes made for
+this measurement (fused attention, keys and values in place). llama.cpp decodes the text part alone, after as many tokens.
+"""
+
+
+def main():
+    arguments = sitting.arguments(__doc__)
+    measured = sitting.run(jobs(arguments.threads), arguments.rounds, arguments.only, is_wanted)
+    page = "".join([*comparison(measured), *cost_of_beams(measured), *processes(measured), ABOUT, *notes(measured)])
+    sitting.publish(page, measured, arguments.out)
+
+
+main()
