@@ -2,6 +2,7 @@
 
 mod bench;
 mod locate;
+mod pipe;
 mod precision;
 mod quantize;
 mod shared;
@@ -16,8 +17,9 @@ use crate::output::OutPath;
 
 pub(crate) use bench::BenchArgs;
 pub(crate) use locate::{DetectArgs, LocateArgs, PointArgs};
+pub(crate) use pipe::{AskArgs, CropArgs, FindArgs, HearArgs, PipeArgs, StepArgs, TaskName};
 pub(crate) use quantize::QuantizeArgs;
-pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, SamplingArgs};
+pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, LookArgs, ModelArgs, SamplingArgs};
 use shared::{out_path, positive};
 pub(crate) use transcribe::{TimestampsOf, TranscribeArgs, TranscriptFormat};
 
@@ -38,6 +40,7 @@ Examples:
   ocelli describe photos/ --out captions.csv --model HuggingFaceTB/SmolVLM-256M-Instruct
   ocelli run --image receipt.png \"What is the total?\"
   ocelli chat photo.jpg
+  ocelli pipe caption-translate.toml photos/ --out captions.md
 
 Exit codes:
   0    everything worked
@@ -65,6 +68,7 @@ pub(crate) enum Command {
     Detect(Box<DetectArgs>),
     Point(Box<PointArgs>),
     Transcribe(Box<TranscribeArgs>),
+    Pipe(Box<PipeArgs>),
     Pull(PullArgs),
     List(ListArgs),
     Models(ModelsArgs),

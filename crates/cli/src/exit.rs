@@ -59,9 +59,19 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// The same failure, with what it is about in front.
+    pub(crate) fn about(self, subject: &str) -> Self {
+        Self { error: self.error.context(subject.to_owned()), ..self }
+    }
+
     /// How the program exits.
     pub(crate) fn exit(&self) -> Exit {
         self.exit
+    }
+
+    /// What the user can do, where there is something.
+    pub(crate) fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// Message and causes in one line.
@@ -69,7 +79,7 @@ impl Failure {
         chain(&self.error)
     }
 
-    /// The same failure, with what it is about in front.
+    /// Reports the failure with what it is about in front.
     pub(crate) fn report_about(&self, subject: &str) -> Exit {
         write_error(&format!("{subject}: {}", self.text()), self.hint.as_deref());
         self.exit

@@ -9,7 +9,9 @@ mod inputs;
 mod interrupt;
 mod model;
 mod output;
+mod pipe;
 mod record;
+mod regions;
 mod summary;
 mod terminal;
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Command::Detect(args) => commands::locate::detect(args),
         Command::Point(args) => commands::locate::point(args),
         Command::Transcribe(args) => commands::transcribe::run(args),
+        Command::Pipe(args) => commands::pipe::run(args),
         Command::Pull(args) => commands::pull::run(args),
         Command::Models(args) => commands::models::run(args),
         Command::List(args) => commands::list::run(args),

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ocelli_engine::{Answer, Engine, Event, GenerateOptions, Input, LoadProgress, ModelInfo, Request, demo};
+use ocelli_engine::{
+    Answer, Cancel, Engine, EngineOptions, Event, GenerateOptions, Input, LoadProgress, LocateRequest, Located,
+    ModelInfo, Request, demo,
+};
 use ocelli_formats::{ModelFiles, hub_cache};
 use ocelli_processors::{ChatOptions, Content, Detail, Image, Message};
 
@@ -35,13 +38,21 @@ pub(crate) fn find(model: &OsStr, revision: Option<&str>) -> Result<ModelFiles, 
 /// # Errors
 /// When it is not supported, broken, or too large for the memory.
 pub(crate) fn load(files: &ModelFiles, device: &DeviceArgs) -> Result<Engine, Failure> {
+    load_with(files, &device.options())
+}
+
+/// [`load`] with the engine's own options.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_with(files: &ModelFiles, options: &EngineOptions) -> Result<Engine, Failure> {
     let spinner = ProgressBar::with_draw_target(None, draw_target());
     spinner.set_style(ProgressStyle::with_template("{spinner} loading {msg}").expect("the template is a constant"));
     spinner.set_message(files.label().to_owned());
     spinner.enable_steady_tick(Duration::from_millis(100));
     let bar = ProgressStyle::with_template("{spinner} loading {msg} {bar:24} {bytes}/{total_bytes}");
     let bar = bar.expect("the template is a constant").progress_chars("=> ");
-    let loaded = Engine::load_with_progress(files, &device.options(), &|LoadProgress { done, total }| {
+    let loaded = Engine::load_with_progress(files, options, &|LoadProgress { done, total }| {
         if spinner.length().is_none() {
             spinner.set_style(bar.clone());
             spinner.set_length(total);
@@ -174,6 +185,21 @@ pub(crate) fn answer(
         }
     }
     Err(ocelli_engine::Error::Stopped.into())
+}
+
+/// Finds something in a picture. Ctrl-C ends the search.
+///
+/// # Errors
+/// Whatever went wrong with it.
+pub(crate) fn locate(engine: &Engine, request: LocateRequest, graceful: &Graceful) -> Result<Located, Failure> {
+    let cancel = Cancel::new();
+    graceful.watch(cancel.clone());
+    let exit = |error: &ocelli_engine::Error| match error {
+        _ if graceful.interrupted() => Exit::Interrupted,
+        ocelli_engine::Error::NoRegions { .. } => Exit::Model,
+        error => exit_of(error, Exit::Failed),
+    };
+    engine.locate(request, &cancel).map_err(|error| Failure::new(exit(&error), error))
 }
 
 /// Sizes, token counts and timings of an answer, for people; one line each.

@@ -1,7 +1,12 @@
 //! The JSON object that `describe` and `run` print, one per picture or prompt.
 
+use std::path::Path;
+
 use ocelli_engine::{Answer, FinishReason, Timings};
 use serde::Serialize;
+
+use crate::output::{Row, Sheet, markdown};
+use crate::terminal::word;
 
 /// One result. The fields, their names and their order are a promise to scripts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -86,6 +91,17 @@ impl Record {
         }
     }
 
+    /// What the files of `describe --out` tell.
+    pub(crate) fn sheet() -> Sheet {
+        Sheet {
+            subject: "image",
+            source: "model",
+            csv: CSV.split(',').map(str::to_owned).collect(),
+            markdown: vec!["text".to_owned()],
+            has_pictures: true,
+        }
+    }
+
     /// The object on one line, without its end.
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a record holds nothing that JSON cannot hold")
@@ -97,6 +113,54 @@ impl Record {
             OneOrMany::One(name) => name,
             _ => "",
         }
+    }
+}
+
+impl Row for Record {
+    fn subject(&self) -> &str {
+        self.image_name()
+    }
+
+    fn source(&self) -> &str {
+        &self.model
+    }
+
+    fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    fn json(&self) -> String {
+        self.to_json()
+    }
+
+    fn csv(&self) -> Vec<String> {
+        let count = |value: Option<usize>| value.map(|value| value.to_string()).unwrap_or_default();
+        let timings = self.timings.map(|t| {
+            [t.preprocess_ms, t.vision_ms, t.prefill_ms, t.decode_ms, t.ttft_ms, t.tokens_per_second]
+                .map(|value| format!("{value:.3}"))
+        });
+        let mut fields = vec![
+            self.text.clone().unwrap_or_default(),
+            self.finish_reason.map(word).unwrap_or_default(),
+            size(&self.image_size),
+            size(&self.resized_to),
+            count(self.vision_tokens),
+            count(self.prompt_tokens),
+            count(self.completion_tokens),
+        ];
+        fields.extend(timings.unwrap_or_default());
+        fields
+    }
+
+    fn markdown(&self, _folder: &Path) -> Vec<String> {
+        vec![markdown::escaped(self.text.as_deref().unwrap_or_default())]
+    }
+}
+
+fn size(size: &OneOrMany<[usize; 2]>) -> String {
+    match size {
+        OneOrMany::One([width, height]) => format!("{width}x{height}"),
+        _ => String::new(),
     }
 }
 
@@ -113,6 +177,10 @@ fn rounded(timings: Timings) -> Timings {
         tokens_per_second: round(timings.tokens_per_second),
     }
 }
+
+/// The columns between the model and the error.
+const CSV: &str = "text,finish_reason,image_size,resized_to,vision_tokens,prompt_tokens,completion_tokens,\
+    preprocess_ms,vision_ms,prefill_ms,decode_ms,ttft_ms,tokens_per_second";
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! What a run over many pictures amounts to.
+//! What a run over many pictures or files amounts to.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,31 +6,51 @@ use std::time::Duration;
 use ocelli_engine::Answer;
 
 /// Collected while the run goes on; printed at its end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Summary {
+    /// What one of them is called.
+    noun: &'static str,
     latencies: Vec<Duration>,
     completion_tokens: usize,
     /// Tokens after the first one of every answer, and the time they took.
     decoded_tokens: usize,
     decode_seconds: f64,
     failures: Vec<(String, String)>,
-    /// Pictures that `--resume` found done.
+    /// Those that `--resume` found done.
     pub(crate) skipped: usize,
-    /// Pictures that Ctrl-C left.
+    /// Those that Ctrl-C left.
     pub(crate) not_done: usize,
     pub(crate) elapsed: Duration,
 }
 
 impl Summary {
-    pub(crate) fn succeeded(&mut self, latency: Duration, answer: &Answer) {
+    pub(crate) fn of(noun: &'static str) -> Self {
+        Self {
+            noun,
+            latencies: Vec::new(),
+            completion_tokens: 0,
+            decoded_tokens: 0,
+            decode_seconds: 0.0,
+            failures: Vec::new(),
+            skipped: 0,
+            not_done: 0,
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    pub(crate) fn succeeded(&mut self, latency: Duration) {
         self.latencies.push(latency);
+    }
+
+    /// Counts the tokens of an answer, and what they took.
+    pub(crate) fn generated(&mut self, answer: &Answer) {
         self.completion_tokens += answer.completion_tokens;
         self.decoded_tokens += answer.completion_tokens.saturating_sub(1);
         self.decode_seconds += answer.timings.decode_ms / 1e3;
     }
 
-    pub(crate) fn failed(&mut self, image: &str, reason: &str) {
-        self.failures.push((image.to_owned(), reason.to_owned()));
+    pub(crate) fn failed(&mut self, subject: &str, reason: &str) {
+        self.failures.push((subject.to_owned(), reason.to_owned()));
     }
 
     fn counts(&self) -> String {
@@ -43,7 +63,7 @@ impl Summary {
             }
         }
         if done > 0 && seconds > 0.0 {
-            text.push_str(&format!(" in {seconds:.1} s ({:.2} images/s)", done as f64 / seconds));
+            text.push_str(&format!(" in {seconds:.1} s ({:.2} {}s/s)", done as f64 / seconds, self.noun));
         }
         text
     }
@@ -54,7 +74,9 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.counts())?;
         if let Some(latency) = Latency::of(&self.latencies) {
-            write!(f, "\nlatency per image: {latency}")?;
+            write!(f, "\nlatency per {}: {latency}", self.noun)?;
+        }
+        if self.completion_tokens > 0 {
             write!(f, "\ntokens: {} generated", self.completion_tokens)?;
             if self.decode_seconds > 0.0 && self.decoded_tokens > 0 {
                 write!(f, ", {:.1} tokens/s", self.decoded_tokens as f64 / self.decode_seconds)?;
@@ -119,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_summary_tells_everything_once() {
-        let mut summary = Summary { skipped: 3, not_done: 2, elapsed: Duration::from_secs(2), ..Summary::default() };
+        let mut summary = Summary { skipped: 3, not_done: 2, elapsed: Duration::from_secs(2), ..Summary::of("image") };
         summary.latencies.extend([Duration::from_millis(500), Duration::from_millis(1500)]);
         summary.completion_tokens = 22;
         summary.decoded_tokens = 20;
@@ -136,7 +158,7 @@ mod tests {
 
     #[test]
     fn nothing_done_has_no_statistics() {
-        let summary = Summary { skipped: 2, ..Summary::default() };
+        let summary = Summary { skipped: 2, ..Summary::of("image") };
         assert_eq!(summary.to_string(), "0 succeeded, 0 failed, 2 skipped (already done)");
     }
 }

@@ -86,15 +86,19 @@ pub fn catalog() -> Result<Vec<Family>> {
 
 impl Family {
     fn new(architecture: &Architecture) -> Self {
-        let &Architecture { model_type, title, sees_images } = architecture;
-        let tasks = match sees_images {
-            _ if HEARING.contains(&model_type) => vec![Task::Transcribe],
-            true if CAPTIONING.contains(&model_type) => vec![Task::Describe],
-            true if DETECTING.contains(&model_type) => vec![Task::Describe, Task::Ask, Task::Detect],
-            true => vec![Task::Describe, Task::Ask],
-            false => vec![Task::Text],
-        };
-        Self { model_type, title, tasks, sizes: Vec::new() }
+        let &Architecture { model_type, title, .. } = architecture;
+        Self { model_type, title, tasks: tasks(architecture), sizes: Vec::new() }
+    }
+}
+
+/// What a family can be used for.
+pub(crate) fn tasks(&Architecture { model_type, sees_images, .. }: &Architecture) -> Vec<Task> {
+    match sees_images {
+        _ if HEARING.contains(&model_type) => vec![Task::Transcribe],
+        true if CAPTIONING.contains(&model_type) => vec![Task::Describe],
+        true if DETECTING.contains(&model_type) => vec![Task::Describe, Task::Ask, Task::Detect],
+        true => vec![Task::Describe, Task::Ask],
+        false => vec![Task::Text],
     }
 }
 

@@ -8,6 +8,7 @@ use ocelli_formats::{Checkpoint, Config, ModelFiles, StoredTensor};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::catalog::{Task, tasks};
 use crate::error::{Error, Result};
 use crate::loaded::arithmetic;
 use crate::options::{EngineOptions, GenerationDefaults};
@@ -68,6 +69,11 @@ impl ModelInfo {
         let source = WeightSource::from(&checkpoint).with_precision(options.precision());
         let plan = Plan::make(&backend, &config, source)?;
         Self::describe(files.label(), &config, stored_as(&checkpoint), &plan, &generation)
+    }
+
+    /// What it can be used for.
+    pub fn tasks(&self) -> Vec<Task> {
+        ocelli_models::architecture(&self.model_type).map(|architecture| tasks(&architecture)).unwrap_or_default()
     }
 
     /// `dtype` is what most of the weights are stored in.

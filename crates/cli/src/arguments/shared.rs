@@ -11,16 +11,23 @@ use super::DEMO;
 use super::precision::PrecisionArgs;
 use crate::output::OutPath;
 
-/// How an answer is shown.
+/// How pictures are looked at.
 #[derive(Debug, Args)]
-pub(crate) struct AnswerArgs {
+pub(crate) struct LookArgs {
     /// How closely to look at pictures: more tiles are more tokens
     #[arg(long, value_enum, default_value_t)]
     pub(crate) detail: DetailArg,
 
     /// Refuse pictures of more pixels than this (default: 178956970, on sides of at most 32768)
     #[arg(long, value_name = "N")]
-    pub(crate) max_pixels: Option<u32>,
+    max_pixels: Option<u32>,
+}
+
+/// How an answer is shown.
+#[derive(Debug, Args)]
+pub(crate) struct AnswerArgs {
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
 
     /// Print one JSON object per answer, with token counts and timings
     #[arg(long)]
@@ -31,7 +38,7 @@ pub(crate) struct AnswerArgs {
     pub(crate) verbose: bool,
 }
 
-impl AnswerArgs {
+impl LookArgs {
     /// What a picture may be; whoever names a number of pixels means it for long and narrow ones, too.
     pub(crate) fn image_limits(&self) -> ImageLimits {
         let chosen = |pixels| ImageLimits { max_pixels: u64::from(pixels), max_side: pixels, ..ImageLimits::default() };
@@ -236,7 +243,7 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
 }
 
 /// Far more than any machine has cores, and few enough to be started.
-fn threads(text: &str) -> Result<usize, String> {
+pub(super) fn threads(text: &str) -> Result<usize, String> {
     let n_threads = positive(text)?;
     if n_threads <= MOST_THREADS { Ok(n_threads) } else { Err(format!("expected at most {MOST_THREADS}")) }
 }

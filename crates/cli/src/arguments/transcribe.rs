@@ -33,21 +33,9 @@ pub(crate) struct TranscribeArgs {
     #[arg(short, long)]
     pub(crate) recursive: bool,
 
-    /// The language that is spoken, such as en or de (default: as detected)
-    #[arg(short, long, value_name = "CODE")]
-    language: Option<String>,
-
-    /// Translate into English
-    #[arg(long)]
-    translate: bool,
-
     /// How the text is written
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) format: TranscriptFormat,
-
-    /// Tell when each segment, or each word, is said; subtitles and JSON always tell of segments
-    #[arg(long, value_enum, value_name = "OF")]
-    pub(crate) timestamps: Option<TimestampsOf>,
 
     /// Write a file for each recording into this folder
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -57,9 +45,32 @@ pub(crate) struct TranscribeArgs {
     #[arg(long, requires = "output")]
     pub(crate) resume: bool,
 
+    /// Tell language, length and speed on standard error
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+
+    #[command(flatten)]
+    pub(crate) speech: SpeechArgs,
+}
+
+/// How a recording is heard, and by which model.
+#[derive(Debug, Args)]
+pub(crate) struct SpeechArgs {
+    /// The language that is spoken, such as en or de (default: as detected)
+    #[arg(short, long, value_name = "CODE")]
+    language: Option<String>,
+
+    /// Translate into English
+    #[arg(long)]
+    translate: bool,
+
+    /// Tell when each segment, or each word, is said; subtitles and JSON always tell of segments
+    #[arg(long, value_enum, value_name = "OF")]
+    pub(crate) timestamps: Option<TimestampsOf>,
+
     /// Text that the recording may be thought to follow: names, spellings, style
     #[arg(short, long, value_name = "TEXT")]
-    prompt: Option<String>,
+    pub(crate) prompt: Option<String>,
 
     /// Do not show the model what was said before: fewer loops, less consistency
     #[arg(long)]
@@ -76,10 +87,6 @@ pub(crate) struct TranscribeArgs {
     /// Most tokens of each 30 seconds (default: as many as the model can)
     #[arg(long, value_name = "N", value_parser = positive)]
     max_tokens: Option<usize>,
-
-    /// Tell language, length and speed on standard error
-    #[arg(short, long)]
-    pub(crate) verbose: bool,
 
     /// A model's folder, or its id in the Hugging Face cache
     #[arg(short, long, value_name = "MODEL", default_value = "openai/whisper-base", value_hint = ValueHint::DirPath,
@@ -115,7 +122,7 @@ pub(crate) enum TimestampsOf {
     Words,
 }
 
-impl TranscribeArgs {
+impl SpeechArgs {
     /// The engine's options, not yet checked.
     pub(crate) fn options(&self) -> TranscribeOptions {
         let default = TranscribeOptions::default();

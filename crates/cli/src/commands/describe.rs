@@ -20,14 +20,15 @@ pub(crate) fn run(args: &DescribeArgs) -> Outcome {
     let mut inputs = collect(&args.images, args.recursive, &PICTURES)?;
     inputs.remarks.iter().for_each(|remark| note(&format!("notice: {remark}")));
     let files = model::find(&args.model.model, args.model.revision.as_deref())?;
-    let out = args.out.as_ref().map(|path| OutFile::open(path, args.resume, files.label())).transpose()?;
+    let open = |path| OutFile::open(path, args.resume, Record::sheet(), files.label());
+    let out = args.out.as_ref().map(open).transpose()?;
 
     let is_single = matches!(args.images.as_slice(), [only] if inputs.files == [Input::single(only)]);
-    let mut summary = Summary::default();
+    let mut summary = Summary::of("image");
     let n_found = inputs.files.len();
     if let Some(out) = &out {
         // What standard input holds is another picture every time.
-        inputs.files.retain(|input| *input == Input::Stdin || !out.holds(&input.name()));
+        inputs.files.retain(|input| *input == Input::Stdin || out.held(&input.name()).is_none());
         summary.skipped = n_found - inputs.files.len();
     }
     if inputs.files.is_empty() {
@@ -87,7 +88,8 @@ impl Batch<'_> {
             }
             match result {
                 Ok(answer) => {
-                    self.summary.succeeded(picture_started.elapsed(), &answer);
+                    self.summary.generated(&answer);
+                    self.summary.succeeded(picture_started.elapsed());
                     self.keep(&input.name(), &answer)?;
                 }
                 Err(Problem::Output(failure)) => return Err(failure),
@@ -105,11 +107,12 @@ impl Batch<'_> {
 
     fn ask(&self, input: &Input, graceful: &Graceful) -> Result<Answer, Problem> {
         let started = Instant::now();
-        let image = input.decode(&self.args.answer.image_limits()).map_err(|error| Problem::Picture(error.into()))?;
+        let image =
+            input.decode(&self.args.answer.look.image_limits()).map_err(|error| Problem::Picture(error.into()))?;
         let decode_ms = started.elapsed().as_secs_f64() * 1e3;
         let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
         let prompt = prompt.as_deref().unwrap_or_else(|| self.engine.processor().default_prompt());
-        let request = model::request(prompt, vec![image], *raw, how.detail.into(), self.options.clone());
+        let request = model::request(prompt, vec![image], *raw, how.look.detail.into(), self.options.clone());
         let (mut closed, mut printer) = (None, AnswerPrinter::new());
         let result = model::answer(&self.engine, request, graceful, |piece| {
             let printed = if self.show == Show::Stream { printer.show(piece) } else { Ok(()) };

@@ -1,15 +1,16 @@
 //! `ocelli detect` and `ocelli point`: where something is in a picture.
 
 use anyhow::Context;
-use ocelli_engine::{Cancel, LocateRequest, Located, Region};
+use ocelli_engine::{LocateRequest, Located};
 use ocelli_processors::{Image, ImageLimits};
 use serde_json::{Value, json};
 
 use crate::arguments::{DetectArgs, LocateArgs, PointArgs};
-use crate::exit::{Exit, Failure, Outcome, exit_of};
+use crate::exit::{Exit, Failure, Outcome};
 use crate::inputs::Input;
 use crate::interrupt::Graceful;
 use crate::model;
+use crate::regions::{edges, middle, object};
 use crate::terminal::{note, print};
 
 pub(crate) fn detect(args: &DetectArgs) -> Outcome {
@@ -34,17 +35,10 @@ fn locate(args: &LocateArgs, boxes: bool) -> Result<(Image, Located), Failure> {
     let image = input.decode(&ImageLimits::default()).with_context(|| input.name())?;
     let files = model::find(&args.model.model, args.model.revision.as_deref())?;
     let engine = model::load(&files, &args.model.device)?;
-    let (graceful, cancel) = (Graceful::begin(), Cancel::new());
-    graceful.watch(cancel.clone());
     let (thing, max_regions) = (args.thing.clone(), usize::from(args.max));
     let request = LocateRequest { image: image.clone(), thing, boxes, max_regions };
-    let located = engine.locate(request, &cancel);
-    let exit = |error: &ocelli_engine::Error| match error {
-        _ if graceful.interrupted() => Exit::Interrupted,
-        ocelli_engine::Error::NoRegions { .. } => Exit::Model,
-        error => exit_of(error, Exit::Failed),
-    };
-    Ok((image, located.map_err(|error| Failure::new(exit(&error), error))?))
+    let located = model::locate(&engine, request, &Graceful::begin())?;
+    Ok((image, located))
 }
 
 fn show(args: &LocateArgs, located: &Located, image: &Image, name: &str) -> Outcome {
@@ -71,28 +65,6 @@ fn show(args: &LocateArgs, located: &Located, image: &Image, name: &str) -> Outc
         note(&format!("no {} found", args.thing));
     }
     Ok(Exit::Success)
-}
-
-/// One thing, in fractions and in pixels.
-fn object(region: &Region, image: &Image) -> Value {
-    match region.edges() {
-        Some([x_min, y_min, x_max, y_max]) => json!({
-            "x_min": x_min, "y_min": y_min, "x_max": x_max, "y_max": y_max, "pixels": edges(region, image),
-        }),
-        None => json!({ "x": region.x, "y": region.y, "pixels": middle(region, image) }),
-    }
-}
-
-/// Left, top, right and bottom edge in pixels.
-fn edges(region: &Region, image: &Image) -> [usize; 4] {
-    let [left, top, right, bottom] = region.edges().unwrap_or_default();
-    let pixel = |fraction: f32, side: usize| (fraction * side as f32).round() as usize;
-    [pixel(left, image.width), pixel(top, image.height), pixel(right, image.width), pixel(bottom, image.height)]
-}
-
-/// Pixels from the left and from above.
-fn middle(region: &Region, image: &Image) -> [usize; 2] {
-    [(region.x * image.width as f32) as usize, (region.y * image.height as f32) as usize]
 }
 
 const COLOUR: [u8; 3] = [255, 32, 32];

@@ -9,6 +9,7 @@ pub(crate) mod eval_parity;
 pub(crate) mod list;
 pub(crate) mod locate;
 pub(crate) mod models;
+pub(crate) mod pipe;
 pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod rm;

@@ -20,12 +20,12 @@ use crate::output::Layout;
 use crate::terminal::{note, one_line, print, print_answer, progress_bar};
 
 pub(crate) fn run(args: &TranscribeArgs) -> Outcome {
-    let options = args.options();
+    let options = args.speech.options();
     options.validate().map_err(|error| Failure::new(Exit::Usage, error))?;
     let inputs = collect(&args.files, args.recursive, &AUDIO)?;
     inputs.remarks.iter().for_each(|remark| note(&format!("notice: {remark}")));
     let is_single = matches!(args.files.as_slice(), [only] if inputs.files == [Input::single(only)]);
-    let layout = Layout { format: args.format, timestamps: args.timestamps };
+    let layout = Layout { format: args.format, timestamps: args.speech.timestamps };
     let is_subtitle = matches!(args.format, TranscriptFormat::Srt | TranscriptFormat::Vtt);
     if args.output.is_none() && is_subtitle && !is_single {
         let message = "subtitles of several recordings cannot be one file";
@@ -36,8 +36,8 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome {
         note(&format!("0 transcribed, {skipped} skipped (already done)"));
         return Ok(Exit::Success);
     }
-    let files = model::find(&args.model, args.revision.as_deref())?;
-    let engine = model::load(&files, &args.device)?;
+    let files = model::find(&args.speech.model, args.speech.revision.as_deref())?;
+    let engine = model::load(&files, &args.speech.device)?;
     model::require_hearing(&engine)?;
     Batch { args, engine, options, layout, is_single, tally: Tally { skipped, ..Tally::default() } }.run(&tasks)
 }
@@ -240,14 +240,14 @@ impl std::fmt::Display for Tally {
 }
 
 /// What people should know of a recording that is not as it should be.
-fn remarks(audio: &Audio) -> Vec<String> {
+pub(crate) fn remarks(audio: &Audio) -> Vec<String> {
     let damaged = (audio.damaged_packets > 0)
         .then(|| format!("{} damaged parts of the file were left out", audio.damaged_packets));
     let incomplete = audio.incomplete.then(|| "the file ends before it should".to_owned());
     damaged.into_iter().chain(incomplete).collect()
 }
 
-fn decode(input: &Input, rate: u32) -> Result<Audio, Failure> {
+pub(crate) fn decode(input: &Input, rate: u32) -> Result<Audio, Failure> {
     let limits = AudioLimits::default();
     Ok(match input {
         Input::Stdin => {

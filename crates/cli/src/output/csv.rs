@@ -1,50 +1,38 @@
 //! `--out FILE.csv`: comma-separated, quoted where needed (RFC 4180), one header line.
 
-use crate::record::{OneOrMany, Record};
-use crate::terminal::word;
-
-use super::Row;
+use super::{Held, Row, Sheet};
 
 /// The header line.
-pub(super) const HEAD: &str = "image,model,text,finish_reason,image_size,resized_to,vision_tokens,prompt_tokens,\
-    completion_tokens,preprocess_ms,vision_ms,prefill_ms,decode_ms,ttft_ms,tokens_per_second,error\n";
+pub(super) fn head(sheet: &Sheet) -> String {
+    let columns =
+        [sheet.subject, sheet.source].into_iter().chain(sheet.csv.iter().map(String::as_str)).chain(["error"]);
+    line(columns)
+}
 
 /// A row with its line end.
-pub(super) fn row(record: &Record) -> String {
-    let count = |value: Option<usize>| value.map(|value| value.to_string()).unwrap_or_default();
-    let timings = record.timings.map(|t| {
-        [t.preprocess_ms, t.vision_ms, t.prefill_ms, t.decode_ms, t.ttft_ms, t.tokens_per_second]
-            .map(|value| format!("{value:.3}"))
-    });
-    let mut fields = vec![
-        record.image_name().to_owned(),
-        record.model.clone(),
-        record.text.clone().unwrap_or_default(),
-        record.finish_reason.map(word).unwrap_or_default(),
-        size(&record.image_size),
-        size(&record.resized_to),
-        count(record.vision_tokens),
-        count(record.prompt_tokens),
-        count(record.completion_tokens),
-    ];
-    fields.extend(timings.unwrap_or_default());
-    fields.push(record.error.clone().unwrap_or_default());
-    let fields: Vec<String> = fields.iter().map(|field| quoted(field)).collect();
-    format!("{}\n", fields.join(","))
+pub(super) fn row(row: &dyn Row) -> String {
+    let values = row.csv();
+    let fields = [row.subject(), row.source()].into_iter().chain(values.iter().map(String::as_str));
+    line(fields.chain([row.error().unwrap_or_default()]))
 }
 
 /// The first row of `text` and its length; `None` when it was cut off.
 ///
 /// # Errors
 /// For a whole row with another number of fields.
-pub(super) fn next(text: &str) -> Result<Option<(Row, usize)>, String> {
+pub(super) fn next(sheet: &Sheet, text: &str) -> Result<Option<(Held, usize)>, String> {
     let Some((mut fields, length)) = fields(text) else { return Ok(None) };
-    if fields.len() != HEAD.split(',').count() {
+    if fields.len() != sheet.csv.len() + 3 {
         return Err(format!("it has a row of {} fields", fields.len()));
     }
     let failed = fields.last().is_some_and(|error| !error.is_empty());
-    let model = fields.swap_remove(1);
-    Ok(Some((Row { image: fields.swap_remove(0), model, failed }, length)))
+    let source = fields.swap_remove(1);
+    Ok(Some((Held { subject: fields.swap_remove(0), source, failed }, length)))
+}
+
+fn line<'a>(fields: impl Iterator<Item = &'a str>) -> String {
+    let fields: Vec<String> = fields.map(quoted).collect();
+    format!("{}\n", fields.join(","))
 }
 
 /// The fields of the first row, and its length; `None` without a line end outside quotes.
@@ -76,13 +64,6 @@ fn fields(text: &str) -> Option<(Vec<String>, usize)> {
 fn quoted(field: &str) -> String {
     let needs_quotes = field.contains(['"', ',', '\n', '\r']) || field.starts_with(' ') || field.ends_with(' ');
     if needs_quotes { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.to_owned() }
-}
-
-fn size(size: &OneOrMany<[usize; 2]>) -> String {
-    match size {
-        OneOrMany::One([width, height]) => format!("{width}x{height}"),
-        _ => String::new(),
-    }
 }
 
 #[cfg(test)]

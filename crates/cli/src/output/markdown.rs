@@ -2,32 +2,48 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::record::Record;
-
-use super::Row;
+use super::{Held, Row, Sheet};
 
 /// The head of the table.
-pub(super) const HEAD: &str = "| picture | image | text | model | error |\n|---|---|---|---|---|\n";
+pub(super) fn head(sheet: &Sheet) -> String {
+    let titles = ["picture", sheet.subject].into_iter().skip(usize::from(!sheet.has_pictures));
+    let titles = titles.chain(sheet.markdown.iter().map(String::as_str)).chain([sheet.source, "error"]);
+    let titles: Vec<&str> = titles.collect();
+    format!("| {} |\n|{}\n", titles.join(" | "), "---|".repeat(titles.len()))
+}
 
 /// A row with its line end. `folder` is the file's own: links are relative to it.
-pub(super) fn row(record: &Record, folder: &Path) -> String {
-    let image = record.image_name();
-    let picture = if image == "-" { String::new() } else { format!("![]({})", url(&link(Path::new(image), folder))) };
-    let text = escaped(record.text.as_deref().unwrap_or_default());
-    let error = escaped(record.error.as_deref().unwrap_or_default());
-    format!("| {picture} | {} | {text} | {} | {error} |\n", escaped(image), escaped(&record.model))
+pub(super) fn row(sheet: &Sheet, row: &dyn Row, folder: &Path) -> String {
+    let mut cells = Vec::new();
+    if sheet.has_pictures {
+        cells.push(if row.subject() == "-" { String::new() } else { picture(row.subject(), folder) });
+    }
+    cells.push(escaped(row.subject()));
+    cells.extend(row.markdown(folder));
+    cells.extend([row.source(), row.error().unwrap_or_default()].map(escaped));
+    format!("| {} |\n", cells.join(" | "))
 }
 
 /// The first row of `text` and its length; `None` when it was cut off.
 ///
 /// # Errors
 /// For a whole line that is no row of ours.
-pub(super) fn next(text: &str) -> Result<Option<(Row, usize)>, String> {
+pub(super) fn next(sheet: &Sheet, text: &str) -> Result<Option<(Held, usize)>, String> {
     let Some(end) = text.find('\n') else { return Ok(None) };
     let not_ours = || format!("line `{}` is not a row of the table", text[..end].chars().take(40).collect::<String>());
-    let cells = cells(&text[..end]).ok_or_else(not_ours)?;
-    let [_, image, _, model, error] = cells.try_into().map_err(|_| not_ours())?;
-    Ok(Some((Row { image, model, failed: !error.is_empty() }, end + 1)))
+    let mut cells = cells(&text[..end]).ok_or_else(not_ours)?;
+    let first = usize::from(sheet.has_pictures);
+    if cells.len() != first + sheet.markdown.len() + 3 {
+        return Err(not_ours());
+    }
+    let failed = cells.pop().is_some_and(|error| !error.is_empty());
+    let source = cells.pop().unwrap_or_default();
+    Ok(Some((Held { subject: cells.swap_remove(first), source, failed }, end + 1)))
+}
+
+/// A cell that shows a picture.
+pub(crate) fn picture(path: &str, folder: &Path) -> String {
+    format!("![]({})", url(&link(Path::new(path), folder)))
 }
 
 /// The cells of a row, unescaped.
@@ -55,8 +71,8 @@ fn cells(line: &str) -> Option<Vec<String>> {
     Some(cells)
 }
 
-/// The text as one that Markdown shows as it is, on one line.
-fn escaped(text: &str) -> String {
+/// The text as one that Markdown shows as it is, on one line: a cell.
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for (at, character) in text.char_indices() {
         let at_edge = at == 0 || at + 1 == text.len();

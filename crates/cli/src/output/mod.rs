@@ -1,14 +1,14 @@
-//! The file behind `--out`: one row per picture, written and flushed as soon as the picture is done.
+//! The file behind `--out`: one row per picture (or file of a pipeline), written and flushed as soon as it is done.
 //!
 //! Rows are appended, so a run that is killed leaves everything it finished. `--resume` reads the rows back, drops
 //! what was cut off and what had failed, and leaves the pictures of the remaining rows out.
 
 mod csv;
 mod jsonl;
-mod markdown;
+pub(crate) mod markdown;
 mod transcript;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::exit::{Exit, Failure};
-use crate::record::Record;
 
 pub(crate) use transcript::Layout;
 
@@ -35,27 +34,59 @@ pub(crate) struct OutPath {
     format: Format,
 }
 
+/// What the rows of a file tell, besides the error that ends every row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sheet {
+    /// The name of what a row is about: `image`.
+    pub(crate) subject: &'static str,
+    /// The name of what the rows come from, the same in all of them: `model`.
+    pub(crate) source: &'static str,
+    /// The other columns of CSV.
+    pub(crate) csv: Vec<String>,
+    /// The other columns of Markdown.
+    pub(crate) markdown: Vec<String>,
+    /// Whether subjects are pictures, which Markdown shows.
+    pub(crate) has_pictures: bool,
+}
+
+/// A row of a [`Sheet`].
+pub(crate) trait Row {
+    /// Of all rows of a file, this one is about.
+    fn subject(&self) -> &str;
+    /// What it comes from.
+    fn source(&self) -> &str;
+    /// Why there is no answer.
+    fn error(&self) -> Option<&str>;
+    /// The object on one line, without its end; it begins with subject and source.
+    fn json(&self) -> String;
+    /// One field for each column of [`Sheet::csv`].
+    fn csv(&self) -> Vec<String>;
+    /// One cell for each column of [`Sheet::markdown`], for a table in this folder.
+    fn markdown(&self, folder: &Path) -> Vec<String>;
+}
+
 /// The open file.
 pub(crate) struct OutFile {
     file: File,
     out: OutPath,
-    /// Names of the pictures that need not be done again.
-    done: HashSet<String>,
+    sheet: Sheet,
+    /// The rows that need not be made again, as they are written, by their subject.
+    done: HashMap<String, String>,
 }
 
 /// What a row says when it is read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Row {
-    image: String,
-    model: String,
+struct Held {
+    subject: String,
+    source: String,
     failed: bool,
 }
 
 /// What a file held before this run.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Held {
+struct Before {
     /// Rows that are whole and hold an answer, with the text they are written as.
-    rows: Vec<(Row, String)>,
+    rows: Vec<(Held, String)>,
     /// Whether there is something else that has to go: failures, or a row that was cut off.
     dirty: bool,
 }
@@ -73,16 +104,23 @@ impl OutPath {
         };
         Ok(Self { path, format })
     }
+
+    /// A file of lines beside this one, for what is not finished.
+    pub(crate) fn unfinished(&self) -> Self {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".unfinished");
+        Self { path: path.into(), format: Format::Jsonl }
+    }
 }
 
 impl OutFile {
     /// Opens the file for appending. With `resume` the answers it holds are kept, and the pictures they belong to are
-    /// those for which [`OutFile::holds`] is true.
+    /// those for which [`OutFile::held`] gives something. `source` is what the rows of this run will come from.
     ///
     /// # Errors
-    /// When the file has content and `resume` is false, when its content is that of another model or no rows of ours,
+    /// When the file has content and `resume` is false, when its content comes from elsewhere or is no rows of ours,
     /// or when it cannot be read or written.
-    pub(crate) fn open(out: &OutPath, resume: bool, model: &str) -> Result<Self, Failure> {
+    pub(crate) fn open(out: &OutPath, resume: bool, sheet: Sheet, source: &str) -> Result<Self, Failure> {
         let shown = || out.path.display().to_string();
         let before = match std::fs::read(&out.path) {
             Ok(bytes) => bytes,
@@ -90,39 +128,46 @@ impl OutFile {
             Err(error) => return Err(anyhow::Error::from(error).context(shown()).into()),
         };
         // A head without rows is what a run leaves that fails at once: nothing is lost with it.
-        if !out.format.head().as_bytes().starts_with(&before) && !resume {
+        if !out.format.head(&sheet).as_bytes().starts_with(&before) && !resume {
             let failure = Failure::message(Exit::Failed, format!("{} exists and is not empty", shown()));
             return Err(failure.with_hint("add --resume to continue it, or choose another file"));
         }
-        let held = out.format.read(&String::from_utf8_lossy(&before)).map_err(|reason| {
+        let before = out.format.read(&sheet, &String::from_utf8_lossy(&before)).map_err(|reason| {
             let failure = Failure::message(Exit::Failed, format!("{} cannot be resumed: {reason}", shown()));
             failure.with_hint("choose another file for --out")
         })?;
-        if let Some((row, _)) = held.rows.iter().find(|(row, _)| row.model != model) {
-            let message = format!("{} holds answers of {}, this run would add those of {model}", shown(), row.model);
-            return Err(
-                Failure::message(Exit::Failed, message).with_hint("use the same --model, or another --out file")
-            );
+        if let Some((row, _)) = before.rows.iter().find(|(row, _)| row.source != source) {
+            let message = format!("{} holds answers of {}, this run would add those of {source}", shown(), row.source);
+            let hint = format!("use the same {}, or another --out file", sheet.source);
+            return Err(Failure::message(Exit::Failed, message).with_hint(hint));
         }
-        if held.rows.is_empty() || held.dirty {
-            out.rewrite(&held).with_context(shown)?;
+        if before.rows.is_empty() || before.dirty {
+            out.rewrite(&sheet, &before).with_context(shown)?;
         }
         let file = OpenOptions::new().append(true).open(&out.path).with_context(shown)?;
-        let done = held.rows.into_iter().map(|(row, _)| row.image).collect();
-        Ok(Self { file, out: out.clone(), done })
+        let done = before.rows.into_iter().map(|(row, written)| (row.subject, written)).collect();
+        Ok(Self { file, out: out.clone(), sheet, done })
     }
 
-    /// Whether the file already held an answer about this picture.
-    pub(crate) fn holds(&self, image: &str) -> bool {
-        self.done.contains(image)
+    /// The row that the file already held about this picture; the last one, where there are several.
+    pub(crate) fn held(&self, subject: &str) -> Option<&str> {
+        self.done.get(subject).map(String::as_str)
+    }
+
+    /// Deletes the file.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    pub(crate) fn remove(self) -> anyhow::Result<()> {
+        std::fs::remove_file(&self.out.path).with_context(|| self.out.path.display().to_string())
     }
 
     /// Appends a row.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(crate) fn write(&mut self, record: &Record) -> anyhow::Result<()> {
-        let row = self.out.format.row(record, &self.out.path);
+    pub(crate) fn write(&mut self, row: &dyn Row) -> anyhow::Result<()> {
+        let row = self.out.format.row(&self.sheet, row, &self.out.path);
         let written = self.file.write_all(row.as_bytes()).and_then(|()| self.file.flush());
         written.with_context(|| self.out.path.display().to_string())
     }
@@ -130,10 +175,10 @@ impl OutFile {
 
 impl OutPath {
     /// Puts the head and the held rows in place of the file, all at once.
-    fn rewrite(&self, held: &Held) -> std::io::Result<()> {
-        let mut text = self.format.head().to_owned();
-        text.extend(held.rows.iter().map(|(_, written)| written.as_str()));
-        if held.rows.is_empty() {
+    fn rewrite(&self, sheet: &Sheet, before: &Before) -> std::io::Result<()> {
+        let mut text = self.format.head(sheet);
+        text.extend(before.rows.iter().map(|(_, written)| written.as_str()));
+        if before.rows.is_empty() {
             // Nothing to lose, and the file may be something that cannot be replaced, such as a named pipe.
             return std::fs::write(&self.path, text);
         }
@@ -146,20 +191,20 @@ impl OutPath {
 
 impl Format {
     /// What a file begins with.
-    fn head(self) -> &'static str {
+    fn head(self, sheet: &Sheet) -> String {
         match self {
-            Self::Jsonl => "",
-            Self::Csv => csv::HEAD,
-            Self::Markdown => markdown::HEAD,
+            Self::Jsonl => String::new(),
+            Self::Csv => csv::head(sheet),
+            Self::Markdown => markdown::head(sheet),
         }
     }
 
     /// A row with its line end.
-    fn row(self, record: &Record, file: &Path) -> String {
+    fn row(self, sheet: &Sheet, row: &dyn Row, file: &Path) -> String {
         match self {
-            Self::Jsonl => format!("{}\n", record.to_json()),
-            Self::Csv => csv::row(record),
-            Self::Markdown => markdown::row(record, file.parent().unwrap_or(Path::new(""))),
+            Self::Jsonl => format!("{}\n", row.json()),
+            Self::Csv => csv::row(row),
+            Self::Markdown => markdown::row(sheet, row, file.parent().unwrap_or(Path::new(""))),
         }
     }
 
@@ -167,41 +212,46 @@ impl Format {
     ///
     /// # Errors
     /// Why it cannot be one of ours.
-    fn read(self, text: &str) -> Result<Held, String> {
-        let Some(rows) = text.strip_prefix(self.head()) else {
+    fn read(self, sheet: &Sheet, text: &str) -> Result<Before, String> {
+        let head = self.head(sheet);
+        let Some(rows) = text.strip_prefix(&head) else {
             // A head that was cut off, or an empty file.
-            let is_ours = self.head().starts_with(text);
+            let is_ours = head.starts_with(text);
             let dirty = !text.is_empty();
-            return if is_ours { Ok(Held { dirty, ..Held::default() }) } else { Err("it begins differently".into()) };
+            return if is_ours {
+                Ok(Before { dirty, ..Before::default() })
+            } else {
+                Err("it begins differently".into())
+            };
         };
-        let mut held = Held::default();
+        let mut before = Before::default();
         let mut rest = rows;
         while !rest.is_empty() {
             let parsed = match self {
-                Self::Jsonl => jsonl::next(rest)?,
-                Self::Csv => csv::next(rest)?,
-                Self::Markdown => markdown::next(rest)?,
+                Self::Jsonl => jsonl::next(sheet, rest)?,
+                Self::Csv => csv::next(sheet, rest)?,
+                Self::Markdown => markdown::next(sheet, rest)?,
             };
             let Some((row, length)) = parsed else {
-                held.dirty = true;
+                before.dirty = true;
                 break;
             };
             let (written, after) = rest.split_at(length);
             if row.failed {
-                held.dirty = true;
+                before.dirty = true;
             } else {
-                held.rows.push((row, written.to_owned()));
+                before.rows.push((row, written.to_owned()));
             }
             rest = after;
         }
-        Ok(held)
+        Ok(before)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::OneOrMany;
+    use crate::record::{OneOrMany, Record};
 
     const FORMATS: [(Format, &str); 3] =
         [(Format::Jsonl, "out.jsonl"), (Format::Csv, "out.csv"), (Format::Markdown, "out.md")];
@@ -224,7 +274,7 @@ mod tests {
     fn file(name: &str, records: &[Record]) -> (tempfile::TempDir, OutPath) {
         let folder = tempfile::tempdir().unwrap();
         let path = OutPath::parse(folder.path().join(name)).unwrap();
-        let mut out = OutFile::open(&path, false, "org/model").unwrap();
+        let mut out = OutFile::open(&path, false, Record::sheet(), "org/model").unwrap();
         for record in records {
             out.write(record).unwrap();
         }
@@ -237,10 +287,10 @@ mod tests {
             let names = ["a.png", "b | c, \"d\".png", "dir/e_[1]*`<f>`.png", "ü\n&amp;.png", " x .png"];
             let records: Vec<Record> = names.iter().map(|name| answered(name)).collect();
             let (_folder, path) = file(name, &records);
-            let held = format.read(&std::fs::read_to_string(&path.path).unwrap()).unwrap();
-            let read: Vec<&str> = held.rows.iter().map(|(row, _)| row.image.as_str()).collect();
+            let held = format.read(&Record::sheet(), &std::fs::read_to_string(&path.path).unwrap()).unwrap();
+            let read: Vec<&str> = held.rows.iter().map(|(row, _)| row.subject.as_str()).collect();
             assert_eq!(read, names, "{name}");
-            assert!(held.rows.iter().all(|(row, _)| row.model == "org/model" && !row.failed), "{name}");
+            assert!(held.rows.iter().all(|(row, _)| row.source == "org/model" && !row.failed), "{name}");
             assert!(!held.dirty, "{name}");
         }
     }
@@ -253,8 +303,11 @@ mod tests {
             let (_other, expected) = file(name, &[answered("a.png")]);
             for cut in 1..20 {
                 std::fs::write(&path.path, &whole[..whole.len() - cut]).unwrap();
-                let out = OutFile::open(&path, true, "org/model").unwrap();
-                assert!(out.holds("a.png") && !out.holds("b.png") && !out.holds("c.png"), "{name} cut by {cut}");
+                let out = OutFile::open(&path, true, Record::sheet(), "org/model").unwrap();
+                assert!(
+                    out.held("a.png").is_some() && out.held("b.png").is_none() && out.held("c.png").is_none(),
+                    "{name} cut by {cut}"
+                );
                 let (left, right) = (std::fs::read(&path.path).unwrap(), std::fs::read(&expected.path).unwrap());
                 assert_eq!(left, right, "{name} cut by {cut}");
             }
@@ -269,9 +322,9 @@ mod tests {
             let whole = std::fs::read(&path.path).unwrap();
             for length in 0..=whole.len() {
                 std::fs::write(&path.path, &whole[..length]).unwrap();
-                let mut out = OutFile::open(&path, true, "org/model").unwrap();
+                let mut out = OutFile::open(&path, true, Record::sheet(), "org/model").unwrap();
                 for record in &records {
-                    if !out.holds(record.image_name()) {
+                    if out.held(record.image_name()).is_none() {
                         out.write(record).unwrap();
                     }
                 }
@@ -283,9 +336,9 @@ mod tests {
     #[test]
     fn a_file_with_content_is_not_touched_without_resume() {
         let (_folder, path) = file("out.csv", &[answered("a.png")]);
-        let error = OutFile::open(&path, false, "org/model").err().unwrap();
+        let error = OutFile::open(&path, false, Record::sheet(), "org/model").err().unwrap();
         assert!(error.text().ends_with("exists and is not empty"));
-        let error = OutFile::open(&path, true, "org/other").err().unwrap();
+        let error = OutFile::open(&path, true, Record::sheet(), "org/other").err().unwrap();
         assert!(error.text().ends_with("holds answers of org/model, this run would add those of org/other"));
     }
 
@@ -293,7 +346,7 @@ mod tests {
     fn a_head_without_rows_is_no_content() {
         for (_, name) in FORMATS {
             let (_folder, path) = file(name, &[]);
-            let mut again = OutFile::open(&path, false, "org/model").unwrap();
+            let mut again = OutFile::open(&path, false, Record::sheet(), "org/model").unwrap();
             again.write(&answered("a.png")).unwrap();
             let (_other, expected) = file(name, &[answered("a.png")]);
             assert_eq!(std::fs::read(&path.path).unwrap(), std::fs::read(&expected.path).unwrap());
@@ -306,7 +359,10 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = OutPath::parse(folder.path().join(name)).unwrap();
             std::fs::write(&path.path, "dear diary,\ntoday\n").unwrap();
-            assert!(OutFile::open(&path, true, "m").err().unwrap().text().contains("cannot be resumed"), "{name}");
+            assert!(
+                OutFile::open(&path, true, Record::sheet(), "m").err().unwrap().text().contains("cannot be resumed"),
+                "{name}"
+            );
             assert_eq!(std::fs::read_to_string(&path.path).unwrap(), "dear diary,\ntoday\n");
         }
     }

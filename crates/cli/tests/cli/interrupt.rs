@@ -67,3 +67,35 @@ fn a_chat_outlives_the_answer() {
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert!(stderr.contains("ended by cancelled") && stderr.contains("1 message(s)"), "{stderr}");
 }
+
+#[test]
+fn a_pipeline_keeps_what_is_finished_and_can_be_resumed() {
+    let scratch = Scratch::new();
+    for idx in 0..20 {
+        scratch.write(&format!("many/{idx:02}.png"), &picture());
+    }
+    let step = |name: &str, more: &str| {
+        format!(
+            "[[step]]\nname = \"{name}\"\nmodel = \"demo\"\nimage = \"{{{{ file }}}}\"\nprompt = \"Describe the image.\"\n{more}\n"
+        )
+    };
+    let spec = step("first", "max_tokens = 2") + &step("second", "min_tokens = 300\nmax_tokens = 300");
+    scratch.write("two.toml", spec.as_bytes());
+    let arguments = ["pipe", "two.toml", "many", "--json", "--out", "out.jsonl"];
+    let mut child = scratch.command(arguments).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    press_ctrl_c(&child);
+    let printed = 1 + lines.count();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    let expected = format!("{printed} succeeded, 0 failed, {} not done (interrupted) in ", 20 - printed);
+    assert!(stderr.starts_with(&expected), "{stderr}");
+    assert_eq!(scratch.read("out.jsonl").lines().count(), printed);
+
+    let ran = scratch.run(arguments.into_iter().chain(["--resume"]));
+    assert_eq!(ran.ok().lines().count(), 20 - printed);
+    assert_eq!(scratch.read("out.jsonl").lines().count(), 20);
+    assert!(!scratch.path().join("out.jsonl.unfinished").exists());
+}

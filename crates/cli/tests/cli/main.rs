@@ -12,6 +12,7 @@ mod interrupt;
 mod locate;
 mod models;
 mod out;
+mod pipe;
 mod run;
 mod support;
 mod transcribe;

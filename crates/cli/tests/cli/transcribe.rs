@@ -3,7 +3,7 @@
 use crate::support::{Ran, Scratch, repository};
 
 /// A WAV file of 16 bits at 16 kHz with a tone that changes.
-fn recording(seconds: usize) -> Vec<u8> {
+pub(crate) fn recording(seconds: usize) -> Vec<u8> {
     let count = seconds as i64 * 16_000;
     let sample = |at: i64| {
         let period = 20 + at / 4000 * 37 % 90;

@@ -1,4 +1,4 @@
-//! Marks on pictures, and pictures as files.
+//! Marks on pictures, parts of pictures, and pictures as files.
 
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
@@ -18,6 +18,19 @@ impl Image {
                 }
             }
         }
+    }
+
+    /// The part inside a box: left, top, right and bottom edge in pixels. It has at least one pixel of this picture.
+    ///
+    /// # Panics
+    /// For a picture without pixels.
+    #[must_use]
+    pub fn crop(&self, [left, top, right, bottom]: [usize; 4]) -> Self {
+        assert!(self.width > 0 && self.height > 0, "a part of a picture without pixels");
+        let (left, top) = (left.min(self.width - 1), top.min(self.height - 1));
+        let (right, bottom) = (right.clamp(left + 1, self.width), bottom.clamp(top + 1, self.height));
+        let row = |y: usize| &self.pixels[(y * self.width + left) * 3..(y * self.width + right) * 3];
+        Self::new(right - left, bottom - top, (top..bottom).flat_map(row).copied().collect())
     }
 
     /// The bytes of a PNG file.
@@ -51,6 +64,15 @@ mod tests {
             .map(|row| row.chunks(3).map(|pixel| if pixel[0] > 0 { '#' } else { '.' }).collect())
             .collect();
         assert_eq!(rows, ["......", ".#####", ".#...#", ".#...#", ".#####"]);
+    }
+
+    #[test]
+    fn a_part_lies_within_the_picture() {
+        let image = Image::new(4, 3, (0..36).collect());
+        assert_eq!(image.crop([1, 1, 3, 2]), Image::new(2, 1, (15..21).collect()));
+        assert_eq!(image.crop([0, 0, 9, 9]), image);
+        assert_eq!(image.crop([2, 2, 2, 1]), Image::new(1, 1, vec![30, 31, 32]));
+        assert_eq!(image.crop([9, 9, 9, 9]), Image::new(1, 1, vec![33, 34, 35]));
     }
 
     #[test]
