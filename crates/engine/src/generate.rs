@@ -133,7 +133,7 @@ impl<'a> Writer<'a> {
             task,
             rules: LogitRules::new(task.options, &end_ids),
             end_ids,
-            limit: task.options.max_tokens().min(session.context_length() - task.ids.len()),
+            limit: task.options.max_tokens_after(task.ids.len()).min(session.context_length() - task.ids.len()),
             stream: Some(task.tokenizer.stream(true)),
             stops: StopMatcher::new(&task.options.stop),
             text: String::new(),
@@ -253,7 +253,8 @@ impl<'a> Writer<'a> {
     }
 
     fn out_of_room(&self) -> FinishDetail {
-        if self.limit < self.task.options.max_tokens() { FinishDetail::ContextFull } else { FinishDetail::MaxTokens }
+        let asked = self.task.options.max_tokens_after(self.task.ids.len());
+        if self.limit < asked { FinishDetail::ContextFull } else { FinishDetail::MaxTokens }
     }
 
     fn outcome(&mut self, detail: FinishDetail, stop_string: Option<String>, first_token: Option<Instant>) -> Outcome {

@@ -149,7 +149,13 @@ impl GenerationConfig {
         // As transformers: the generation config decides; models without one say it in their config.
         let sources = [file.get("eos_token_id"), config.root().get("eos_token_id"), in_text];
         let end_ids = sources.into_iter().flatten().map(ids).find(|ids| !ids.is_empty());
-        Ok(Self { end_ids: end_ids.unwrap_or_default(), defaults: defaults(&file) })
+        let mut defaults = defaults(&file);
+        if file.is_null() {
+            // Before there was such a file, configs said it among everything else.
+            let in_text = text.as_ref().and_then(|section| section.get("max_length"));
+            defaults.max_length = in_text.or(config.root().get("max_length")).and_then(length);
+        }
+        Ok(Self { end_ids: end_ids.unwrap_or_default(), defaults })
     }
 }
 
@@ -172,8 +178,14 @@ fn defaults(file: &Value) -> GenerationDefaults {
         top_p: number("top_p"),
         min_p: number("min_p"),
         repetition_penalty: number("repetition_penalty"),
-        max_tokens: count("max_new_tokens").filter(|&tokens| tokens > 0),
+        max_tokens: file.get("max_new_tokens").and_then(length),
+        max_length: file.get("max_length").and_then(length),
     }
+}
+
+/// A number of tokens.
+fn length(value: &Value) -> Option<usize> {
+    usize::try_from(value.as_u64()?).ok().filter(|&tokens| tokens > 0)
 }
 
 #[cfg(test)]
@@ -194,6 +206,23 @@ mod tests {
         let file = json!({"do_sample": true, "temperature": 0.7, "top_k": 20, "max_new_tokens": 0});
         let defaults = defaults(&file);
         assert_eq!((defaults.do_sample, defaults.temperature, defaults.top_k), (true, Some(0.7), Some(20)));
-        assert_eq!((defaults.top_p, defaults.max_tokens), (None, None));
+        assert_eq!((defaults.top_p, defaults.max_tokens, defaults.max_length), (None, None, None));
+        let file = json!({"max_new_tokens": 30, "max_length": 20});
+        let defaults = super::defaults(&file);
+        assert_eq!((defaults.max_tokens, defaults.max_length), (Some(30), Some(20)));
+    }
+
+    #[test]
+    fn a_length_may_stand_in_an_old_config() {
+        let read = |generation: Option<&[u8]>| {
+            let config: &[u8] = br#"{"model_type": "blip", "text_config": {"max_length": 20}}"#;
+            let files = [("config.json", Some(config)), ("generation_config.json", generation)];
+            let files = files.into_iter().filter_map(|(name, content)| Some((name.to_owned(), content?.to_vec())));
+            let files = ModelFiles::in_memory("m", files.collect());
+            GenerationConfig::read(&files, &Config::load(&files).unwrap()).unwrap().defaults.max_length
+        };
+        assert_eq!(read(None), Some(20));
+        assert_eq!(read(Some(b"{}")), None, "the file of its own decides");
+        assert_eq!(read(Some(br#"{"max_length": 50}"#)), Some(50));
     }
 }

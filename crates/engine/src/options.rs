@@ -80,8 +80,10 @@ impl Default for EngineOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateOptions {
-    /// Most tokens to generate; `None` is [`GenerateOptions::DEFAULT_MAX_TOKENS`].
+    /// Most tokens to generate; `None` is what `max_length` leaves, or [`GenerateOptions::DEFAULT_MAX_TOKENS`].
     pub max_tokens: Option<usize>,
+    /// Most tokens of prompt and answer together, for where `max_tokens` is not given.
+    pub max_length: Option<usize>,
     /// The end token is impossible before this many tokens.
     pub min_tokens: usize,
     /// Sampling temperature, above 0; `None` or 0 always takes the likeliest token.
@@ -142,6 +144,8 @@ pub struct GenerationDefaults {
     pub repetition_penalty: Option<f32>,
     /// See [`GenerateOptions::max_tokens`].
     pub max_tokens: Option<usize>,
+    /// See [`GenerateOptions::max_length`].
+    pub max_length: Option<usize>,
 }
 
 impl GenerateOptions {
@@ -152,6 +156,7 @@ impl GenerateOptions {
     pub fn greedy() -> Self {
         Self {
             max_tokens: None,
+            max_length: None,
             min_tokens: 0,
             temperature: None,
             top_k: None,
@@ -173,6 +178,7 @@ impl GenerateOptions {
     #[must_use]
     pub fn with_defaults_of(mut self, defaults: &GenerationDefaults) -> Self {
         self.max_tokens = self.max_tokens.or(defaults.max_tokens);
+        self.max_length = self.max_length.or(defaults.max_length);
         self.repetition_penalty = self.repetition_penalty.or(defaults.repetition_penalty);
         if defaults.do_sample && self.num_beams == 1 {
             self.temperature = self.temperature.or(defaults.temperature).or(Some(1.0));
@@ -198,9 +204,10 @@ impl GenerateOptions {
         given.iter().filter(|(_, given)| *given && !self.is_sampling()).map(|(name, _)| *name).collect()
     }
 
-    /// Most tokens to generate.
-    pub fn max_tokens(&self) -> usize {
-        self.max_tokens.unwrap_or(Self::DEFAULT_MAX_TOKENS)
+    /// Most tokens to generate after a prompt of this many; at least one, however long the prompt is.
+    pub fn max_tokens_after(&self, prompt_tokens: usize) -> usize {
+        let left = self.max_length.map(|length| length.saturating_sub(prompt_tokens).max(1));
+        self.max_tokens.or(left).unwrap_or(Self::DEFAULT_MAX_TOKENS)
     }
 
     /// Checks every value.
@@ -219,7 +226,7 @@ impl GenerateOptions {
         check(self.presence_penalty, "presence_penalty", "a number from -2 to 2", |value| value.abs() <= 2.0)?;
         check(self.frequency_penalty, "frequency_penalty", "a number from -2 to 2", |value| value.abs() <= 2.0)?;
         require(!self.stop.iter().any(String::is_empty), "stop", "an empty text", "texts of at least one character")?;
-        let too_early = self.min_tokens > self.max_tokens();
+        let too_early = self.min_tokens > self.max_tokens_after(0);
         require(!too_early, "min_tokens", self.min_tokens, "no more than max_tokens")?;
         if self.num_beams > 1 && self.is_sampling() {
             let second = format!("temperature {}", self.temperature.unwrap_or_default());
@@ -328,5 +335,18 @@ mod tests {
         let chosen = GenerateOptions { top_p: Some(0.5), ..GenerateOptions::greedy() }.with_defaults_of(&defaults);
         assert_eq!((chosen.temperature, chosen.top_p, chosen.repetition_penalty), (Some(0.7), Some(0.5), Some(1.05)));
         assert!(!GenerateOptions::greedy().with_defaults_of(&GenerationDefaults::default()).is_sampling());
+    }
+
+    #[test]
+    fn a_length_counts_the_prompt_and_gives_way_to_a_number_of_tokens() {
+        let length = GenerationDefaults { max_length: Some(20), ..GenerationDefaults::default() };
+        let both = GenerationDefaults { max_tokens: Some(7), ..length.clone() };
+        let after = |options: GenerateOptions| [1, 19, 20, 99].map(|prompt| options.max_tokens_after(prompt));
+        let greedy = GenerateOptions::greedy;
+        assert_eq!(after(greedy().with_defaults_of(&length)), [19, 1, 1, 1]);
+        assert_eq!(after(greedy().with_defaults_of(&both)), [7; 4]);
+        let given = GenerateOptions { max_tokens: Some(9), ..greedy() };
+        assert_eq!(after(given.with_defaults_of(&both)), [9; 4]);
+        assert_eq!(after(greedy()), [GenerateOptions::DEFAULT_MAX_TOKENS; 4]);
     }
 }

@@ -202,7 +202,7 @@ impl Server {
         if prompt_tokens.max(held_tokens) >= context_length {
             return Err(Error::PromptTooLong { prompt_tokens, context_length });
         }
-        let answer_tokens = options.max_tokens().min(context_length - held_tokens);
+        let answer_tokens = options.max_tokens_after(held_tokens).min(context_length - held_tokens);
         let tokens = held_tokens + answer_tokens * options.num_beams;
         let bytes = |tokens: usize| tokens as u64 * self.session.kv_bytes_per_token() as u64;
         let further = tokens.saturating_sub(self.most_cached);

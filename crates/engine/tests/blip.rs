@@ -1,12 +1,23 @@
 //! BLIP's own ways: captions without a prompt, the end of an answer, configs of another era.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use std::path::{Path, PathBuf};
 
-use ocelli_engine::{Engine, EngineOptions, GenerateOptions, LoadedModel, Request, parity};
+use ocelli_engine::{Engine, EngineOptions, FinishDetail, GenerateOptions, LoadedModel, Request, parity};
 use ocelli_formats::{ModelFiles, Safetensors};
 
 fn folder(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(family)
+}
+
+fn copy(family: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for name in ModelFiles::open(folder(family)).unwrap().names().unwrap() {
+        let path = copy.path().join(&name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::copy(folder(family).join(&name), path).unwrap();
+    }
+    copy
 }
 
 fn end_ids(family: &str) -> Vec<u32> {
@@ -45,14 +56,23 @@ fn answers_end_as_the_reference_ends_them() {
 }
 
 #[test]
+fn a_recommended_length_counts_what_the_decoder_begins_with() {
+    let copy = copy("blip_caption");
+    std::fs::write(copy.path().join("generation_config.json"), r#"{"max_length": 6}"#).unwrap();
+    let engine = Engine::load(&ModelFiles::open(copy.path()).unwrap(), &EngineOptions::new()).unwrap();
+    let image = std::fs::read(copy.path().join("image0.png")).unwrap();
+    let image = engine.processor().decode_image(&image).unwrap();
+    let options = GenerateOptions { min_tokens: 5, ..GenerateOptions::greedy() };
+    let options = options.with_defaults_of(&engine.info().generation_defaults);
+    let answer = engine.answer(Request::question("", vec![image], options)).unwrap();
+    // [DEC] and five more.
+    assert_eq!((answer.token_ids.len(), answer.finish_detail), (5, FinishDetail::MaxTokens));
+}
+
+#[test]
 fn a_config_without_an_image_token_equals_the_reference() {
     for family in ["blip2_opt", "instructblip"] {
-        let copy = tempfile::tempdir().unwrap();
-        for name in ModelFiles::open(folder(family)).unwrap().names().unwrap() {
-            let path = copy.path().join(&name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::copy(folder(family).join(&name), path).unwrap();
-        }
+        let copy = copy(family);
         let path = copy.path().join("config.json");
         let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         config.as_object_mut().unwrap().remove("image_token_index").unwrap();

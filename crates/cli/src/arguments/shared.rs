@@ -187,6 +187,7 @@ impl SamplingArgs {
     pub(crate) fn options(&self) -> GenerateOptions {
         GenerateOptions {
             max_tokens: self.max_tokens,
+            max_length: None,
             min_tokens: self.min_tokens,
             temperature: self.temperature,
             top_k: self.top_k,
@@ -329,6 +330,7 @@ mod tests {
         let Command::Run(args) = cli.command else { panic!("run was given") };
         let expected = GenerateOptions {
             max_tokens: Some(5),
+            max_length: None,
             min_tokens: 1,
             temperature: Some(0.5),
             top_k: Some(3),
