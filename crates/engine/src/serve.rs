@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use ocelli_backend::Cancel;
+use ocelli_models::ImageInput;
 use ocelli_processors::{PreparedImage, Processor, Prompt};
 
 use crate::answer::{Answer, ImageUse, Timings};
@@ -118,10 +119,15 @@ impl Server {
     }
 
     fn transcribe(&mut self, job: &TranscribeJob) -> Result<Transcript> {
-        let Some((extractor, tokens)) = self.processor.mel_extractor().zip(self.speech.as_ref()) else {
-            return Err(Error::NoHearing { model_type: self.model_type.clone() });
-        };
-        Speech { session: self.session.as_mut(), processor: &self.processor, extractor, tokens }.transcribe(job)
+        job.options.validate()?;
+        let no_hearing = Error::NoHearing { model_type: self.model_type.clone() };
+        let processor = Arc::clone(&self.processor);
+        let Some(extractor) = processor.mel_extractor() else { return Err(no_hearing) };
+        // Half of the context is for what was said before, the other for each beam's answer; two frames are one state.
+        let half = self.session.context_length() / 2;
+        self.check_cache(half * (1 + job.options.num_beams), extractor.window_frames() / 2)?;
+        let Some(tokens) = self.speech.as_ref() else { return Err(no_hearing) };
+        Speech { session: self.session.as_mut(), processor: &processor, extractor, tokens }.transcribe(job)
     }
 
     fn locate(&mut self, job: &LocateJob) -> Result<Located> {
@@ -203,10 +209,20 @@ impl Server {
             return Err(Error::PromptTooLong { prompt_tokens, context_length });
         }
         let answer_tokens = options.max_tokens_after(held_tokens).min(context_length - held_tokens);
-        let tokens = held_tokens + answer_tokens * options.num_beams;
+        // What is looked at by cross-attention has keys and values of its own, once for all beams.
+        let looked_at = match self.session.image_input() {
+            ImageInput::Context => prompt.images.iter().map(|image| image.vision_tokens).sum(),
+            ImageInput::None | ImageInput::Tokens(_) => 0,
+        };
+        self.check_cache(held_tokens + answer_tokens * options.num_beams, looked_at)
+    }
+
+    /// Checks that there is memory for the keys and values of `tokens`, which stay with the cache, and of `looked_at`
+    /// others, which go with the request.
+    fn check_cache(&mut self, tokens: usize, looked_at: usize) -> Result<()> {
         let bytes = |tokens: usize| tokens as u64 * self.session.kv_bytes_per_token() as u64;
-        let further = tokens.saturating_sub(self.most_cached);
-        self.budget.check_cache(tokens, bytes(further), bytes(self.most_cached))?;
+        let further = tokens.saturating_sub(self.most_cached) + looked_at;
+        self.budget.check_cache(tokens + looked_at, bytes(further), bytes(self.most_cached))?;
         self.most_cached = self.most_cached.max(tokens);
         Ok(())
     }

@@ -3,7 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use ocelli_engine::{Engine, EngineOptions, FinishDetail, GenerateOptions, LoadedModel, Request, parity};
+use ocelli_engine::{
+    Engine, EngineOptions, Error, FinishDetail, GenerateOptions, LoadedModel, ModelInfo, Request, TranscribeOptions,
+    parity,
+};
 use ocelli_formats::{ModelFiles, Safetensors};
 
 fn folder(family: &str) -> PathBuf {
@@ -67,6 +70,33 @@ fn a_recommended_length_counts_what_the_decoder_begins_with() {
     let answer = engine.answer(Request::question("", vec![image], options)).unwrap();
     // [DEC] and five more.
     assert_eq!((answer.token_ids.len(), answer.finish_detail), (5, FinishDetail::MaxTokens));
+}
+
+#[test]
+fn what_is_looked_at_is_counted_before_memory_is_spent() {
+    let files = ModelFiles::open(folder("blip_caption")).unwrap();
+    let info = ModelInfo::read(&files).unwrap();
+    let image = std::fs::read(folder("blip_caption").join("image0.png")).unwrap();
+    let ask = |cached_tokens: usize| {
+        let limit = info.weight_bytes + cached_tokens as u64 * info.kv_bytes_per_token as u64;
+        let options = EngineOptions { memory_limit: Some(limit), ..EngineOptions::new() };
+        let engine = Engine::load(&files, &options).unwrap();
+        let image = engine.processor().decode_image(&image).unwrap();
+        let options = GenerateOptions { max_tokens: Some(4), ..GenerateOptions::greedy() };
+        engine.answer(Request::question("", vec![image], options))
+    };
+    // [DEC], four tokens, and nine patches with the picture's own state.
+    assert!(matches!(ask(14), Err(Error::OutOfMemory { .. })));
+    assert!(ask(15).is_ok());
+
+    let files = ModelFiles::open(folder("whisper")).unwrap();
+    let info = ModelInfo::read(&files).unwrap();
+    let limit = info.weight_bytes + info.context_length as u64 * info.kv_bytes_per_token as u64;
+    let options = EngineOptions { memory_limit: Some(limit), ..EngineOptions::new() };
+    let engine = Engine::load(&files, &options).unwrap();
+    let options = TranscribeOptions { num_beams: 1, ..TranscribeOptions::default() };
+    let error = engine.transcribe(vec![0.0; 1600], options).find_map(Result::err).unwrap();
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
 }
 
 #[test]

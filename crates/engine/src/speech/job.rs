@@ -119,7 +119,6 @@ impl Speech<'_> {
     /// [`Session::prefill`].
     pub(crate) fn transcribe(self, job: &TranscribeJob) -> Result<Transcript> {
         let TranscribeJob { samples, options, cancel, events } = job;
-        options.validate()?;
         let tokens = self.tokens;
         let language = options.language.as_deref().map(|code| tokens.language(code)).transpose()?;
         tokens.task(options.translate)?;
