@@ -2,7 +2,8 @@
 //!
 //! A matrix of P numbers that meets R rows takes 2 P R operations. Attention of T queries over S keys each takes
 //! 4 T S W operations in a layer whose heads together are W wide (scores and weighted values). Norms, activations and
-//! rotations are left out: they are below a hundredth.
+//! rotations are left out: they are below a hundredth. Of a mixture of experts, a row meets those it is sent to. What
+//! a decoder looks at by cross-attention becomes keys and values once, and not for every token.
 
 /// Sums over a model's weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,20 +18,26 @@ pub(crate) struct Cost {
     decoder: u64,
     decoder_bytes: u64,
     decoder_attention: u64,
+    /// Width of the attention to what is looked at, added up over the layers.
+    cross_attention: u64,
     head: u64,
     /// Bytes of the matrices that every token needs: decoder and head.
     bytes_per_token: u64,
 }
 
 impl Cost {
-    /// From name, shape and bytes of every tensor.
-    pub(crate) fn of<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], usize)>) -> Self {
+    /// From name, shape and bytes of every tensor, and how many of how many experts a row is sent to.
+    pub(crate) fn of<'a>(
+        tensors: impl Iterator<Item = (&'a str, &'a [usize], usize)>,
+        [chosen, experts]: [u64; 2],
+    ) -> Self {
         let mut cost = Self::default();
         let (mut embedding, mut head) = ((0, 0), None);
-        for (name, shape, bytes) in tensors.filter(|(_, shape, _)| shape.len() > 1) {
+        let is_matrix = |name: &str, shape: &[usize]| shape.len() > 1 && !TABLES.iter().any(|end| name.ends_with(end));
+        for (name, shape, bytes) in tensors.filter(|(name, shape, _)| is_matrix(name, shape)) {
             let (numbers, bytes) = (shape.iter().product::<usize>() as u64, bytes as u64);
             let attention = match shape[0] as u64 {
-                width if name.ends_with("q_proj.weight") => width,
+                width if name.ends_with("q_proj.weight") || name.ends_with("self.query.weight") => width,
                 width if name.ends_with("attn.qkv.weight") => width / 3,
                 _ => 0,
             };
@@ -41,21 +48,23 @@ impl Cost {
                 if name.ends_with("patch_embedding.weight") {
                     cost.patch = shape[2] as u64;
                 }
-                if !name.ends_with("position_embedding.weight") && !name.ends_with("pos_embed.weight") {
-                    cost.tower += numbers;
-                    cost.tower_bytes += bytes;
-                    cost.tower_attention += attention;
-                }
-            } else if name.contains("connector") {
+                cost.tower += numbers;
+                cost.tower_bytes += bytes;
+                cost.tower_attention += attention;
+            } else if name.contains("connector") || LOOKED_AT.iter().any(|end| name.ends_with(end)) {
                 cost.connector += numbers;
-            } else if name.ends_with("embed_tokens.weight") {
+            } else if name.ends_with("embed_tokens.weight") || name.ends_with("word_embeddings.weight") {
                 embedding = (numbers, bytes);
             } else if name.ends_with("lm_head.weight") {
                 head = Some((numbers, bytes));
+            } else if name.contains(".experts.") {
+                cost.decoder += numbers * chosen / experts;
+                cost.decoder_bytes += bytes * chosen / experts;
             } else {
+                let crosses = name.contains("crossattention.") || name.contains("encoder_attn.");
                 cost.decoder += numbers;
-                cost.decoder_attention += attention;
                 cost.decoder_bytes += bytes;
+                *(if crosses { &mut cost.cross_attention } else { &mut cost.decoder_attention }) += attention;
             }
         }
         // Without a head of its own, the table of embeddings is the head.
@@ -78,11 +87,13 @@ impl Cost {
         n_tiles as f64 * tower + 2.0 * self.connector as f64 * vision_tokens as f64
     }
 
-    /// Operations of a prefill: every token sees those before it and itself; only the last one has logits.
-    pub(crate) fn prefill_flops(&self, tokens: usize) -> f64 {
-        let tokens = tokens as f64;
+    /// Operations of a prefill: every token sees those before it, itself, and all of what is looked at by
+    /// cross-attention; only the last one has logits.
+    pub(crate) fn prefill_flops(&self, tokens: usize, looked_at: usize) -> f64 {
+        let (tokens, looked_at) = (tokens as f64, looked_at as f64);
         let pairs = tokens * (tokens + 1.0) / 2.0;
-        2.0 * (self.decoder as f64 * tokens + self.head as f64) + 4.0 * pairs * self.decoder_attention as f64
+        let attention = pairs * self.decoder_attention as f64 + tokens * looked_at * self.cross_attention as f64;
+        2.0 * (self.decoder as f64 * tokens + self.head as f64) + 4.0 * attention
     }
 
     /// Bytes that a number in the tower's matrices takes.
@@ -101,6 +112,17 @@ impl Cost {
     }
 }
 
+/// Tables of places, of which a row is read and nothing multiplied.
+const TABLES: [&str; 4] =
+    ["position_embedding.weight", "position_embeddings.weight", "pos_embed.weight", "embed_positions.weight"];
+/// What makes keys and values of what is looked at.
+const LOOKED_AT: [&str; 4] = [
+    "crossattention.self.key.weight",
+    "crossattention.self.value.weight",
+    "encoder_attn.k_proj.weight",
+    "encoder_attn.v_proj.weight",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,13 +139,13 @@ mod tests {
             ("model.text_model.norm.weight", &[4], 8),
             ("lm_head.weight", &[10, 4], 160),
         ];
-        let cost = Cost::of(tensors.into_iter());
+        let cost = Cost::of(tensors.into_iter(), [1, 1]);
         // Four patches; 96 + 64 numbers in the tower, 128 in the connector.
         assert_eq!(
             cost.vision_flops([2, 3, 4, 5], 2),
             2.0 * (2.0 * 160.0 * 4.0 + 4.0 * 16.0 * 8.0) + 2.0 * 128.0 * 2.0
         );
-        assert_eq!(cost.prefill_flops(3), 2.0 * (16.0 * 3.0 + 40.0) + 4.0 * 6.0 * 4.0);
+        assert_eq!(cost.prefill_flops(3, 0), 2.0 * (16.0 * 3.0 + 40.0) + 4.0 * 6.0 * 4.0);
         assert_eq!(cost.bytes_per_token(), 192.0);
         assert_eq!((cost.tower_bytes_per_weight(), cost.decoder_bytes_per_weight()), (2.0, 2.0));
         let flat: [(&str, &[usize], usize); 4] = [
@@ -132,11 +154,43 @@ mod tests {
             ("visual.blocks.0.attn.qkv.weight", &[24, 8], 384),
             ("visual.merger.mlp.0.weight", &[4, 32], 256),
         ];
-        let flat = Cost::of(flat.into_iter());
+        let flat = Cost::of(flat.into_iter(), [1, 1]);
         let tower = 2.0 * (192.0 + 192.0) * 16.0 + 4.0 * 256.0 * 8.0;
         assert_eq!(flat.vision_flops([1, 1, 16, 24], 4), tower + 2.0 * 128.0 * 4.0);
         assert_eq!(flat.bytes_per_token(), 0.0);
-        let tied = Cost::of(tensors.into_iter().take(7));
-        assert_eq!((tied.bytes_per_token(), tied.prefill_flops(3)), (112.0, cost.prefill_flops(3)));
+        let tied = Cost::of(tensors.into_iter().take(7), [1, 1]);
+        assert_eq!((tied.bytes_per_token(), tied.prefill_flops(3, 0)), (112.0, cost.prefill_flops(3, 0)));
+    }
+
+    #[test]
+    fn rows_meet_the_experts_they_are_sent_to() {
+        let tensors: [(&str, &[usize], usize); 4] = [
+            ("model.layers.1.mlp.gate.weight", &[4, 8], 128),
+            ("model.layers.1.mlp.experts.0.up_proj.weight", &[16, 8], 256),
+            ("model.layers.1.mlp.experts.1.up_proj.weight", &[16, 8], 256),
+            ("model.layers.1.mlp.shared_experts.up_proj.weight", &[8, 8], 128),
+        ];
+        let of = |chosen| Cost::of(tensors.into_iter(), [chosen, 2]);
+        assert_eq!(of(2).prefill_flops(1, 0), 2.0 * f64::from(32 + 128 + 128 + 64));
+        assert_eq!(of(1).prefill_flops(1, 0), 2.0 * f64::from(32 + 128 + 64));
+        assert_eq!(of(1).bytes_per_token(), f64::from(128 + 256 + 128));
+    }
+
+    #[test]
+    fn what_is_looked_at_is_not_projected_for_every_token() {
+        let tensors: [(&str, &[usize], usize); 7] = [
+            ("text_decoder.bert.embeddings.word_embeddings.weight", &[10, 4], 80),
+            ("text_decoder.bert.embeddings.position_embeddings.weight", &[32, 4], 256),
+            ("text_decoder.bert.encoder.layer.0.attention.self.query.weight", &[4, 4], 32),
+            ("text_decoder.bert.encoder.layer.0.crossattention.self.query.weight", &[4, 4], 32),
+            ("text_decoder.bert.encoder.layer.0.crossattention.self.key.weight", &[4, 6], 48),
+            ("text_decoder.bert.encoder.layer.0.crossattention.self.value.weight", &[4, 6], 48),
+            ("vision_model.embeddings.patch_embedding.weight", &[6, 3, 2, 2], 144),
+        ];
+        let cost = Cost::of(tensors.into_iter(), [1, 1]);
+        let attention = 4.0 * (3.0 * 4.0 + 2.0 * 5.0 * 4.0);
+        assert_eq!(cost.prefill_flops(2, 5), 2.0 * (32.0 * 2.0 + 40.0) + attention);
+        assert_eq!(cost.vision_flops([1, 3, 4, 4], 5), 2.0 * 72.0 * 4.0 + 2.0 * 48.0 * 5.0);
+        assert_eq!(cost.bytes_per_token(), f64::from(32 + 32 + 80));
     }
 }

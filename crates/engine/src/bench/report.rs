@@ -295,7 +295,8 @@ impl Utilisation {
             Work { per_second, share: machine.reading(per_second) }
         });
         let spent = median("prefill_ms").unwrap_or(f64::NAN);
-        let prefill = work(cost.prefill_flops(prompt_tokens), spent, cost.decoder_bytes_per_weight());
+        let looked_at = subject.shape.as_ref().map_or(0, |image| image.vision_tokens);
+        let prefill = work(cost.prefill_flops(prompt_tokens, looked_at), spent, cost.decoder_bytes_per_weight());
         Self { vision, prefill, decode }
     }
 }

@@ -109,7 +109,8 @@ impl Subject {
         let checkpoint = Checkpoint::open(files)?;
         let mut tensors = checkpoint.names().filter_map(|name| checkpoint.tensor(name));
         let is_mapped = tensors.any(|tensor| tensor.bytes().is_mapped());
-        let cost = cost(&loaded.weights);
+        let config = Config::load(files)?;
+        let cost = cost(&loaded.weights, &config);
         let picture = picture(loaded.processor.into_image_processor(), options, &loaded.info, options.detail)?;
         Ok(Self {
             info: loaded.info,
@@ -120,7 +121,7 @@ impl Subject {
             threads,
             isa,
             picture,
-            ears: mel_extractor(files, &Config::load(files)?)?,
+            ears: mel_extractor(files, &config)?,
             shape: None,
         })
     }
@@ -141,7 +142,7 @@ impl Subject {
             let advice = "close other programs or choose a smaller model";
             return Err(Error::OutOfMemory { what, needed: info.weight_bytes, available, advice });
         }
-        let cost = cost(&plan.held);
+        let cost = cost(&plan.held, config);
         let model = ocelli_models::load(&backend, config, source)?;
         let session = ModelSession::new(backend, model, config.model_type(), options.engine.prefill_chunk);
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -186,8 +187,12 @@ pub(crate) fn backend(options: &EngineOptions) -> Result<CpuBackend> {
     })?)
 }
 
-fn cost(weights: &[Held]) -> Cost {
-    Cost::of(weights.iter().map(|weight| (weight.name.as_str(), &weight.shape[..], weight.bytes as usize)))
+fn cost(weights: &[Held], config: &Config) -> Cost {
+    let text = config.section("language_config").or_else(|| config.section("text_config"));
+    let count = |key| text.as_ref()?.get(key)?.as_u64().filter(|&count| count > 0);
+    let experts = count("num_experts_per_tok").zip(count("n_routed_experts"));
+    let tensors = weights.iter().map(|weight| (weight.name.as_str(), &weight.shape[..], weight.bytes as usize));
+    Cost::of(tensors, experts.map_or([1, 1], |(chosen, all)| [chosen, all]))
 }
 
 /// The picture of every run; a text model has none.
