@@ -19,7 +19,7 @@ pub(crate) use bench::BenchArgs;
 pub(crate) use locate::{DetectArgs, LocateArgs, PointArgs};
 pub(crate) use pipe::{AskArgs, CropArgs, FindArgs, HearArgs, PipeArgs, StepArgs, TaskName};
 pub(crate) use quantize::QuantizeArgs;
-pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, LookArgs, ModelArgs, SamplingArgs};
+pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs};
 use shared::{out_path, positive};
 pub(crate) use transcribe::{TimestampsOf, TranscribeArgs, TranscriptFormat};
 

@@ -10,7 +10,7 @@ use ocelli_engine::{
     ModelInfo, Request, demo,
 };
 use ocelli_formats::{ModelFiles, hub_cache};
-use ocelli_processors::{ChatOptions, Content, Detail, Image, Message};
+use ocelli_processors::{ChatOptions, Content, Image, Message};
 
 use crate::arguments::{DEMO, DeviceArgs, SamplingArgs};
 use crate::exit::{Exit, Failure, exit_of};
@@ -134,16 +134,16 @@ pub(crate) fn request(
     prompt: &str,
     images: Vec<Image>,
     raw: bool,
-    detail: Detail,
+    chat: ChatOptions,
     options: GenerateOptions,
 ) -> Request {
     let input = if raw {
-        Input::Raw { text: prompt.to_owned(), images, detail }
+        Input::Raw { text: prompt.to_owned(), images, detail: chat.detail }
     } else {
         let pictures = images.iter().map(|_| Content::Image);
         let content = pictures.chain([Content::Text(prompt.to_owned())]).collect();
         let messages = vec![Message { role: "user".to_owned(), content }];
-        Input::Chat { messages, images, options: ChatOptions { detail, ..ChatOptions::answer() } }
+        Input::Chat { messages, images, options: chat }
     };
     Request { input, options }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, ValueHint};
 
-use super::shared::{LookArgs, ModelArgs, SamplingArgs, out_path, size, threads};
+use super::shared::{ModelArgs, PromptArgs, SamplingArgs, out_path, size, threads};
 use super::transcribe::SpeechArgs;
 use crate::output::OutPath;
 
@@ -132,7 +132,7 @@ pub(crate) struct AskArgs {
     pub(crate) raw: bool,
 
     #[command(flatten)]
-    pub(crate) look: LookArgs,
+    pub(crate) prompting: PromptArgs,
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,

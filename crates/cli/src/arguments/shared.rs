@@ -5,18 +5,23 @@ use std::ffi::OsString;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 use ocelli_engine::{EarlyStopping, EngineOptions, GenerateOptions};
-use ocelli_processors::{Detail, ImageLimits};
+use ocelli_processors::{ChatOptions, Detail, ImageLimits};
+use serde_json::Value;
 
 use super::DEMO;
 use super::precision::PrecisionArgs;
 use crate::output::OutPath;
 
-/// How pictures are looked at.
+/// How a prompt with pictures is put to a model.
 #[derive(Debug, Args)]
-pub(crate) struct LookArgs {
+pub(crate) struct PromptArgs {
     /// How closely to look at pictures: more tiles are more tokens
     #[arg(long, value_enum, default_value_t)]
-    pub(crate) detail: DetailArg,
+    detail: DetailArg,
+
+    /// Set a variable of the model's chat template, such as caption=short (Moondream); give the flag once for each
+    #[arg(long = "template", value_name = "NAME=VALUE", value_parser = variable)]
+    variables: Vec<(String, Value)>,
 
     /// Refuse pictures of more pixels than this (default: 178956970, on sides of at most 32768)
     #[arg(long, value_name = "N")]
@@ -27,7 +32,7 @@ pub(crate) struct LookArgs {
 #[derive(Debug, Args)]
 pub(crate) struct AnswerArgs {
     #[command(flatten)]
-    pub(crate) look: LookArgs,
+    pub(crate) prompting: PromptArgs,
 
     /// Print one JSON object per answer, with token counts and timings
     #[arg(long)]
@@ -38,7 +43,13 @@ pub(crate) struct AnswerArgs {
     pub(crate) verbose: bool,
 }
 
-impl LookArgs {
+impl PromptArgs {
+    /// What the processor makes a prompt with.
+    pub(crate) fn chat_options(&self) -> ChatOptions {
+        let variables = self.variables.iter().cloned().collect();
+        ChatOptions { detail: self.detail.into(), variables, ..ChatOptions::answer() }
+    }
+
     /// What a picture may be; whoever names a number of pixels means it for long and narrow ones, too.
     pub(crate) fn image_limits(&self) -> ImageLimits {
         let chosen = |pixels| ImageLimits { max_pixels: u64::from(pixels), max_side: pixels, ..ImageLimits::default() };
@@ -243,6 +254,13 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// `caption=short`; what is no JSON is a text.
+fn variable(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("expected NAME=VALUE")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((name.to_owned(), value))
+}
+
 /// Far more than any machine has cores, and few enough to be started.
 pub(super) fn threads(text: &str) -> Result<usize, String> {
     let n_threads = positive(text)?;
@@ -294,6 +312,14 @@ mod tests {
         let cli = Cli::parse_from(["ocelli", "run", "hello"]);
         let Command::Run(args) = cli.command else { panic!("run was given") };
         assert_eq!(args.sampling.options(), GenerateOptions::greedy());
+    }
+
+    #[test]
+    fn template_variables_are_json_or_text() {
+        assert_eq!(variable("caption=short"), Ok(("caption".into(), "short".into())));
+        assert_eq!(variable("enable_thinking=false"), Ok(("enable_thinking".into(), false.into())));
+        assert_eq!(variable("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(variable("caption").is_err() && variable("=short").is_err());
     }
 
     #[test]

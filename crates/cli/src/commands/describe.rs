@@ -108,11 +108,11 @@ impl Batch<'_> {
     fn ask(&self, input: &Input, graceful: &Graceful) -> Result<Answer, Problem> {
         let started = Instant::now();
         let image =
-            input.decode(&self.args.answer.look.image_limits()).map_err(|error| Problem::Picture(error.into()))?;
+            input.decode(&self.args.answer.prompting.image_limits()).map_err(|error| Problem::Picture(error.into()))?;
         let decode_ms = started.elapsed().as_secs_f64() * 1e3;
         let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
         let prompt = prompt.as_deref().unwrap_or_else(|| self.engine.processor().default_prompt());
-        let request = model::request(prompt, vec![image], *raw, how.look.detail.into(), self.options.clone());
+        let request = model::request(prompt, vec![image], *raw, how.prompting.chat_options(), self.options.clone());
         let (mut closed, mut printer) = (None, AnswerPrinter::new());
         let result = model::answer(&self.engine, request, graceful, |piece| {
             let printed = if self.show == Show::Stream { printer.show(piece) } else { Ok(()) };

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let names: Vec<String> = inputs.iter().map(Input::name).collect();
     let started = Instant::now();
     // Before the model is loaded: a mistyped path should not cost a minute.
-    let (images, decode_ms) = match decode(&inputs, &args.answer.look.image_limits()) {
+    let (images, decode_ms) = match decode(&inputs, &args.answer.prompting.image_limits()) {
         Ok(images) => (images, started.elapsed().as_secs_f64() * 1e3),
         Err(failure) => return fail(args, &names, files.label(), failure),
     };
@@ -65,7 +65,7 @@ fn decode(inputs: &[Input], limits: &ImageLimits) -> Result<Vec<Image>, Failure>
 
 fn answer(args: &RunArgs, engine: &Engine, prompt: &str, images: Vec<Image>) -> Result<Answer, Failure> {
     let options = model::generate_options(&args.sampling, Some(engine.info()))?;
-    let request = model::request(prompt, images, args.raw, args.answer.look.detail.into(), options);
+    let request = model::request(prompt, images, args.raw, args.answer.prompting.chat_options(), options);
     let graceful = Graceful::begin();
     let mut printer = AnswerPrinter::new();
     let show = |piece: Piece<'_>| if args.answer.json { Ok(()) } else { printer.show(piece) };

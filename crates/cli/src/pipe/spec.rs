@@ -12,7 +12,8 @@ use toml::{Table, Value};
 use super::keys::{self, BadKey};
 use super::template::{Jinja, Template};
 use crate::arguments::{
-    AskArgs, CropArgs, DeviceArgs, FindArgs, HearArgs, LookArgs, ModelArgs, PipeArgs, SamplingArgs, StepArgs, TaskName,
+    AskArgs, CropArgs, DeviceArgs, FindArgs, HearArgs, ModelArgs, PipeArgs, PromptArgs, SamplingArgs, StepArgs,
+    TaskName,
 };
 use crate::exit::{Exit, Failure};
 use crate::inputs::plain;
@@ -48,10 +49,29 @@ pub(super) struct Each {
 }
 
 pub(super) enum Task {
-    Ask { images: Vec<Template>, prompt: Option<Template>, raw: bool, look: LookArgs, sampling: Box<SamplingArgs> },
-    Transcribe { audio: Template, prompt: Option<Template>, options: TranscribeOptions },
-    Locate { boxes: bool, image: Template, thing: Template, max: usize },
-    Crop { image: Template, boxes: Template, margin: f32 },
+    Ask {
+        images: Vec<Template>,
+        prompt: Option<Template>,
+        raw: bool,
+        prompting: PromptArgs,
+        sampling: Box<SamplingArgs>,
+    },
+    Transcribe {
+        audio: Template,
+        prompt: Option<Template>,
+        options: TranscribeOptions,
+    },
+    Locate {
+        boxes: bool,
+        image: Template,
+        thing: Template,
+        max: usize,
+    },
+    Crop {
+        image: Template,
+        boxes: Template,
+        margin: f32,
+    },
 }
 
 /// A model as a step wants it loaded.
@@ -214,11 +234,11 @@ impl Before<'_> {
     }
 
     fn ask(&self, table: &Table) -> Result<Step, BadKey> {
-        let AskArgs { step, each, image, prompt, raw, look, model, sampling } = read(table)?;
+        let AskArgs { step, each, image, prompt, raw, prompting, model, sampling } = read(table)?;
         sampling.options().validate().map_err(|error| BadKey::new(error.to_string()))?;
         let images = image.iter().map(|image| Template::value_or_text(image)).collect();
         let (prompt, sampling) = (prompt.map(Template::Text), Box::new(sampling));
-        self.complete(step, each, Some(chosen(&model)), Task::Ask { images, prompt, raw, look, sampling })
+        self.complete(step, each, Some(chosen(&model)), Task::Ask { images, prompt, raw, prompting, sampling })
     }
 
     fn transcribe(&self, table: &Table) -> Result<Step, BadKey> {

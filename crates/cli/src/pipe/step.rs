@@ -178,7 +178,7 @@ impl Asking<'_> {
     }
 
     fn ask(&self, task: &Task, engine: &Engine) -> Result<Answer, Failure> {
-        let Task::Ask { images, prompt, raw, look, sampling } = task else {
+        let Task::Ask { images, prompt, raw, prompting, sampling } = task else {
             return Err(anyhow!("this step asks nothing").into());
         };
         let mut pictures = Vec::new();
@@ -190,7 +190,7 @@ impl Asking<'_> {
         }
         let decode = |picture: &Picture| {
             let name = (picture.file != file_of(self.fields)).then(|| picture.file.clone());
-            let decoded = picture.decode(&look.image_limits());
+            let decoded = picture.decode(&prompting.image_limits());
             decoded.map_err(|error| name.map_or(error.to_string(), |name| format!("{name}: {error}")))
         };
         let pictures: Result<Vec<_>, String> = pictures.iter().map(decode).collect();
@@ -200,7 +200,7 @@ impl Asking<'_> {
             None => engine.processor().default_prompt().to_owned(),
         };
         let options = model::generate_options(sampling, Some(engine.info()))?;
-        let request = model::request(&prompt, pictures, *raw, look.detail.into(), options);
+        let request = model::request(&prompt, pictures, *raw, prompting.chat_options(), options);
         model::answer(engine, request, self.worker.graceful, |_| Ok(()))
     }
 

@@ -2,7 +2,25 @@
 
 use std::io::Read;
 
-use crate::support::{Scratch, picture};
+use crate::support::{Scratch, picture, repository};
+
+#[test]
+fn the_models_template_can_be_told_more() {
+    let scratch = Scratch::with_pictures();
+    let model = repository("fixtures/moondream2").to_string_lossy().into_owned();
+    let ask = |more: &[&str]| {
+        let arguments = ["describe", "pics/a.png", "--model", &model, "--max-tokens", "4", "--json"];
+        let ran = scratch.run(arguments.iter().chain(more));
+        ran.ok();
+        ran.objects()[0].clone()
+    };
+    let [normal, short] = [ask(&[]), ask(&["--template", "caption=short"])];
+    // Moondream's published prompts: "Caption:" and "Short caption:".
+    assert_eq!(ask(&["--template", "caption=normal"])["token_ids"], normal["token_ids"]);
+    assert_ne!([&short["prompt_tokens"], &short["token_ids"]], [&normal["prompt_tokens"], &normal["token_ids"]]);
+    let ran = scratch.run(["describe", "pics/a.png", "--template", "short"]);
+    assert!(ran.code == 2 && ran.stderr.contains("expected NAME=VALUE"), "{ran:?}");
+}
 
 #[test]
 fn one_picture_is_one_answer() {
