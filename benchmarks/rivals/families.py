@@ -4,8 +4,8 @@ writes one Markdown page. See README.md.
 
 usage: families.py [--threads N] [--rounds N] [--only WORD] [--out FILE.md]        the environment: see sitting.py
 
-Ours holds text in 4 bits and towers in bfloat16. A rival is measured in bfloat16 and in float32 (the large ones only where
-float32 was better for a small one); after the first round only what was the best in some row."""
+Ours holds text in 4 bits and towers in bfloat16. A rival is measured in bfloat16 and in float32; what takes long only
+where its like was the best at easier work; after the first round only what was the best in some row."""
 from functools import partial
 
 import sitting
@@ -20,8 +20,9 @@ SPEECH_TOKENS = "100"
 # Name -> picture's pixels, tokens of the prompt besides the picture's, tokens after the first, answers of a rival that count.
 SHAPES = {"blip-base": ("384", "4", "19", "3"), "fastvlm-0.5b": ("1024", "20", "32", "2"), "moondream2": ("378", "5", "16", "1"),
           "blip2-opt-2.7b": ("224", "20", "16", "1"), "qwen2.5-vl-3b": ("448", "19", "16", "1")}
-# float32 of 3.7 billion weights takes 15 GiB and minutes: only where it is the faster one for a model of the same parts.
-SMALLER = {"blip2-opt-2.7b fp32": "blip-base", "qwen2.5-vl-3b fp32": "blip-base", "whisper 5 fp32": "whisper 1"}
+# What takes minutes or 15 GiB is asked only where its like was the best at easier work of the same parts.
+LARGE, SEARCH = ["blip-base bf16", "blip-base fp32"], ["whisper 1 faster", "whisper 1 bf16", "whisper 1 fp32"]
+EASIER = {"blip2-opt-2.7b fp32": LARGE, "qwen2.5-vl-3b fp32": LARGE, "whisper 5 bf16": SEARCH, "whisper 5 fp32": SEARCH}
 
 
 def beams(name):
@@ -119,10 +120,10 @@ def best(measured, name, jobs_of_row):
 
 
 def is_wanted(job, measured):
-    """Whether it could be the best rival: not what was not the best in any row before, nor what SMALLER says."""
-    if job in SMALLER and job not in measured:
-        floats = [f"{SMALLER[job]} {precision}" for precision in PRECISIONS]
-        return best(measured, REAL_TIME if job.startswith("whisper") else FIRST, floats) != floats[0]
+    """Whether it could be the best rival: not what was not the best in any row before, nor what EASIER says."""
+    if job in EASIER and job not in measured:
+        winner = best(measured, REAL_TIME if job.startswith("whisper") else FIRST, EASIER[job])
+        return winner is None or winner.split()[-1] == job.split()[-1]
     if job not in measured or job.endswith("ocelli"):
         return True
     return any(best(measured, name, rivals) == job for *_, name, rivals, _ in rows())

@@ -39,10 +39,9 @@ def transformers():
     extractor = t.WhisperFeatureExtractor.from_pretrained(os.path.join(folder, "whisper-base"))
 
     def transcribe(audio):
-        mel = extractor(audio, sampling_rate=RATE, return_tensors="pt", truncation=False, padding="longest")
-        # A recording of up to one window is padded to it.
-        if len(audio) <= WINDOW * RATE:
-            mel = extractor(audio, sampling_rate=RATE, return_tensors="pt")
+        # Up to one window it is padded to one, and a longer recording stays as long as it is.
+        whole = dict(truncation=False, padding="longest") if len(audio) > WINDOW * RATE else {}
+        mel = extractor(audio, sampling_rate=RATE, return_tensors="pt", **whole)
         out = model.generate(
             mel["input_features"].to(dtype), return_timestamps=True, language="en", task="transcribe", num_beams=beams,
             max_new_tokens=tokens, condition_on_prev_tokens=False, return_segments=True)
