@@ -7,7 +7,7 @@ use std::fmt;
 
 use ocelli_backend::{Cancel, SequenceId};
 use ocelli_models::ImageInput;
-use ocelli_processors::{Image, LogMel, PreparedImage};
+use ocelli_processors::{Image, LogMel, PreparedImage, Video, Visuals};
 use serde::Serialize;
 
 use crate::compare::Difference;
@@ -39,17 +39,19 @@ pub struct Fact {
     pub pass: bool,
 }
 
-/// Checks every promise with one prompt and, if it has pictures or a recording (samples at the model's rate), others.
+/// Checks every promise with one prompt and, if it has pictures, videos or a recording (samples at the model's rate),
+/// others.
 ///
 /// # Errors
 /// Whatever keeps the model from running the prompt; broken promises are facts of the report instead.
 pub fn check(
     model: &mut LoadedModel,
     text: &str,
-    images: &[Image],
+    visuals: Visuals<'_>,
     recording: Option<&[f32]>,
 ) -> Result<MetamorphicReport> {
-    let prompt = model.processor.raw_prompt(text, images)?;
+    let Visuals { images, videos } = visuals;
+    let prompt = model.processor.raw_prompt(text, visuals)?;
     let mel = |samples: &[f32]| model.processor.mel_extractor().map(|extractor| extractor.one_window(samples));
     let heard = recording.and_then(mel);
     let shown = Shown { images: &prompt.images, mel: heard.as_ref() };
@@ -63,17 +65,27 @@ pub fn check(
         run.truncated_equals_fresh()?,
         run.nothing_is_left_behind(),
     ];
-    if !images.is_empty() || heard.is_some() {
+    if !images.is_empty() || !videos.is_empty() || heard.is_some() {
         let negatives: Vec<Image> = images.iter().map(negative).collect();
-        let negatives = model.processor.raw_prompt(text, &negatives)?.images;
+        let films: Vec<Video> = videos.iter().map(|video| with_frames(video, video.frames.iter().map(negative))).collect();
+        let negatives = Visuals { images: &negatives, videos: &films };
+        let negatives = model.processor.raw_prompt(text, negatives)?.images;
         let backwards: Vec<f32> = recording.unwrap_or_default().iter().rev().copied().collect();
         let backwards = heard.as_ref().and(mel(&backwards));
         facts.extend(run.pictures_decide(Shown { images: &negatives, mel: backwards.as_ref() }, shown)?);
     }
     if images.len() > 1 {
         let reversed: Vec<Image> = images.iter().rev().cloned().collect();
-        let reversed = model.processor.raw_prompt(text, &reversed)?;
-        facts.push(run.order_decides(&reversed.ids, Shown { images: &reversed.images, mel: None })?);
+        let reversed = model.processor.raw_prompt(text, Visuals { images: &reversed, videos })?;
+        let name = "the order of pictures matters";
+        facts.push(run.order_decides(name, &reversed.ids, Shown { images: &reversed.images, mel: None })?);
+    }
+    if !videos.is_empty() {
+        let backwards = |video: &Video| with_frames(video, video.frames.iter().rev().cloned());
+        let backwards: Vec<Video> = videos.iter().map(backwards).collect();
+        let backwards = model.processor.raw_prompt(text, Visuals { images, videos: &backwards })?;
+        let name = "the order of frames matters";
+        facts.push(run.order_decides(name, &backwards.ids, Shown { images: &backwards.images, mel: None })?);
     }
     Ok(MetamorphicReport { label: model.info.label.clone(), facts })
 }
@@ -213,8 +225,8 @@ impl<'a> Run<'a> {
         Ok([differs, Fact { name, worst_relative: difference, pass: again == self.whole }])
     }
 
-    /// The same pictures in another order give other logits at the end of the prompt.
-    fn order_decides(&mut self, ids: &[u32], reversed: Shown<'_>) -> Result<Fact> {
+    /// The same pictures (or frames) in another order give other logits at the end of the prompt.
+    fn order_decides(&mut self, name: &'static str, ids: &[u32], reversed: Shown<'_>) -> Result<Fact> {
         let features = encode(self.session, reversed)?;
         let features = std::mem::replace(&mut self.features, features);
         let ids = std::mem::replace(&mut self.ids, ids.to_vec());
@@ -222,13 +234,13 @@ impl<'a> Run<'a> {
         (self.features, self.ids) = (features, ids);
         let last = |logits: &[f32]| logits[logits.len() - self.session.vocab_size()..].to_vec();
         let difference = Difference::between(&last(&other?), &last(&self.whole)).relative;
-        Ok(Fact { name: "the order of pictures matters", worst_relative: difference, pass: difference > TOLERANCE })
+        Ok(Fact { name, worst_relative: difference, pass: difference > TOLERANCE })
     }
 
     /// Where a sequence may be cut: behind its last picture, and not at its ends.
     fn split(&self) -> usize {
         let input = self.session.image_input();
-        let last_image = self.ids.iter().rposition(|&id| Some(id) == input.token_id()).map_or(0, |at| at + 1);
+        let last_image = self.ids.iter().rposition(|&id| input.is_feature(id)).map_or(0, |at| at + 1);
         let looked_at = if input == ImageInput::Context { self.begin } else { last_image };
         looked_at.max(self.ids.len() / 2).min(self.ids.len() - 1)
     }
@@ -278,6 +290,10 @@ fn encode(session: &dyn Session, shown: Shown<'_>) -> Result<Vec<ImageFeatures>>
 fn same(name: &'static str, ours: &[f32], expected: &[f32]) -> Fact {
     let worst_relative = Difference::between(ours, expected).relative;
     Fact { name, worst_relative, pass: ours.len() == expected.len() && worst_relative <= TOLERANCE }
+}
+
+fn with_frames(video: &Video, frames: impl Iterator<Item = Image>) -> Video {
+    Video { frames: frames.collect(), ..video.clone() }
 }
 
 fn negative(image: &Image) -> Image {

@@ -1,8 +1,9 @@
 //! Is a model what the reference implementation is? Every stage is compared with tensors that the reference saved.
 //!
 //! A parity folder is a model folder that also holds `reference.json` (`prompt`, run as it is; optionally
-//! `max_new_tokens`), `reference.safetensors` and the prompt's pictures `image0.png`, `image1.png` and so on, or its
-//! recording as a tensor `in.waveform` of samples. Of the tensors these are compared, where they exist: `in.input_ids`,
+//! `max_new_tokens`), `reference.safetensors` and the prompt's pictures `image0.png`, `image1.png` and so on, its videos
+//! `video0.gif` and so on, or its recording as a tensor `in.waveform` of samples. With a `model` in `reference.json` the
+//! model is in that other folder. Of the tensors these are compared, where they exist: `in.input_ids`,
 //! `in.pixel_values`, `in.input_features`, `out.image_features` (or one tensor per picture, `out.image_features.0` …; of
 //! features that deeper layers get too, the first columns), `out.audio_features` (the first of them), `out.logits`,
 //! `out.greedy_ids`, `out.beam<N>_ids` and `out.beam<N>_scores`.
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use ocelli_backend::Cancel;
 use ocelli_formats::{Config, ModelFiles, Safetensors, TensorData};
-use ocelli_processors::{Image, Processor, Prompt};
+use ocelli_processors::{Image, Processor, Prompt, Video, VideoOptions, VideoSource, Visuals};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -42,6 +43,8 @@ pub const SCORE_TOLERANCE: f64 = 1e-3;
 pub struct ParityReport {
     /// The folder.
     pub label: String,
+    /// The model's family.
+    pub model_type: String,
     /// In the order of computation, so that the first one that fails is where the divergence begins.
     pub rows: Vec<ParityRow>,
 }
@@ -81,18 +84,19 @@ pub fn check(folder: &Path) -> Result<ParityReport> {
 /// # Errors
 /// As [`check`].
 pub fn check_with(folder: &Path, options: &EngineOptions) -> Result<ParityReport> {
-    let files = ModelFiles::open(folder)?;
-    let reference = Reference::read(folder, &files)?;
-    let mut rows = Vec::new();
+    let reference = Reference::read(folder)?;
+    let files = reference.model(folder)?;
+    let (mut rows, mut model_type) = (Vec::new(), String::new());
     for name in ["config.json", "config.tf5.json"] {
         let Some(bytes) = files.bytes(name)? else { continue };
         let config = Config::parse(&bytes, &files.label_of(name))?;
         let model = LoadedModel::load_with_config(&files, &config, options)?;
+        model_type = model.info.model_type.clone();
         let mut run = Run { reference: &reference, config: name, rows: Vec::new(), model };
         run.compare()?;
         rows.append(&mut run.rows);
     }
-    Ok(ParityReport { label: files.label().to_owned(), rows })
+    Ok(ParityReport { label: folder.display().to_string(), model_type, rows })
 }
 
 /// Checks the promises of [`crate::metamorphic`] with the prompt and the pictures of a parity folder.
@@ -100,11 +104,11 @@ pub fn check_with(folder: &Path, options: &EngineOptions) -> Result<ParityReport
 /// # Errors
 /// As [`check`].
 pub fn check_promises(folder: &Path, options: &EngineOptions) -> Result<MetamorphicReport> {
-    let files = ModelFiles::open(folder)?;
-    let reference = Reference::read(folder, &files)?;
-    let mut model = LoadedModel::load(&files, options)?;
-    let images = reference.images(&model.processor)?;
-    metamorphic::check(&mut model, &reference.prompt, &images, reference.recording()?.as_deref())
+    let reference = Reference::read(folder)?;
+    let mut model = LoadedModel::load(&reference.model(folder)?, options)?;
+    let (images, videos) = (reference.images(&model.processor)?, reference.videos(&model.processor)?);
+    let shown = Visuals { images: &images, videos: &videos };
+    metamorphic::check(&mut model, &reference.prompt, shown, reference.recording()?.as_deref())
 }
 
 impl ParityReport {
@@ -141,29 +145,56 @@ struct Reference {
     prompt: String,
     max_new_tokens: Option<usize>,
     images: Vec<Vec<u8>>,
+    videos: Vec<Vec<u8>>,
+    video_options: VideoOptions,
+    /// The model's folder, from this one.
+    model: Option<String>,
     tensors: Safetensors,
     path: PathBuf,
 }
 
 impl Reference {
-    fn read(folder: &Path, files: &ModelFiles) -> Result<Self> {
-        let missing = |name: &str| bad(folder.join(name), "there is no such file");
-        let about = files.json("reference.json")?.ok_or_else(|| missing("reference.json"))?;
-        let prompt = about.get("prompt").and_then(Value::as_str);
-        let prompt = prompt.ok_or_else(|| bad(folder.join("reference.json"), "it has no text `prompt`"))?;
-        let max_new_tokens = about.get("max_new_tokens").and_then(Value::as_u64);
-        let bytes = files.bytes("reference.safetensors")?.ok_or_else(|| missing("reference.safetensors"))?;
-        let mut images = Vec::new();
-        while let Some(bytes) = files.bytes(&format!("image{}.png", images.len()))? {
-            images.push(bytes.to_vec());
-        }
+    fn read(folder: &Path) -> Result<Self> {
+        let about = folder.join("reference.json");
+        let json = std::fs::read(&about).map_err(|error| bad(about.clone(), &reason(&error)))?;
+        let json: Value = serde_json::from_slice(&json).map_err(|error| bad(about.clone(), &error.to_string()))?;
+        let prompt = json.get("prompt").and_then(Value::as_str);
+        let prompt = prompt.ok_or_else(|| bad(about, "it has no text `prompt`"))?;
+        let count = |value: &Value, key: &str| value.get(key)?.as_u64().and_then(|count| usize::try_from(count).ok());
+        let video_options = VideoOptions {
+            fps: json.get("video").and_then(|video| video.get("fps")?.as_f64()),
+            max_frames: json.get("video").and_then(|video| count(video, "max_frames")),
+            ..VideoOptions::default()
+        };
+        let path = folder.join("reference.safetensors");
+        let tensors = std::fs::read(&path).map_err(|error| bad(path.clone(), &reason(&error)))?;
+        let all = |kind: &str, extension: &str| {
+            let read = |number: usize| std::fs::read(folder.join(format!("{kind}{number}.{extension}"))).ok();
+            (0..).map_while(read).collect()
+        };
         Ok(Self {
             prompt: prompt.to_owned(),
-            max_new_tokens: max_new_tokens.and_then(|tokens| usize::try_from(tokens).ok()),
-            images,
-            tensors: Safetensors::parse(bytes, &files.label_of("reference.safetensors"))?,
-            path: folder.join("reference.safetensors"),
+            max_new_tokens: count(&json, "max_new_tokens"),
+            images: all("image", "png"),
+            videos: all("video", "gif"),
+            video_options,
+            model: json.get("model").and_then(Value::as_str).map(str::to_owned),
+            tensors: Safetensors::parse(tensors.into(), &path.display().to_string())?,
+            path,
         })
+    }
+
+    fn model(&self, folder: &Path) -> Result<ModelFiles> {
+        let other = self.model.as_ref().map(|other| folder.join(other));
+        Ok(ModelFiles::open(other.as_deref().unwrap_or(folder))?)
+    }
+
+    fn videos(&self, processor: &Processor) -> Result<Vec<Video>> {
+        let read = |bytes: &Vec<u8>| {
+            let source = VideoSource::animation(bytes.clone(), processor.image_limits())?;
+            processor.read_video(&source, &self.video_options)
+        };
+        Ok(self.videos.iter().map(read).collect::<ocelli_processors::Result<_>>()?)
     }
 
     fn images(&self, processor: &Processor) -> Result<Vec<Image>> {
@@ -235,8 +266,9 @@ impl Run<'_> {
     }
 
     fn compare_prompt(&mut self) -> Result<Prompt> {
-        let images = self.reference.images(&self.model.processor)?;
-        let prompt = self.model.processor.raw_prompt(&self.reference.prompt, &images)?;
+        let processor = &self.model.processor;
+        let (images, videos) = (self.reference.images(processor)?, self.reference.videos(processor)?);
+        let prompt = processor.raw_prompt(&self.reference.prompt, Visuals { images: &images, videos: &videos })?;
         if let Some(expected) = self.reference.tensors.tensor("in.input_ids") {
             let expected = self.reference.ids("in.input_ids", &expected)?;
             self.rows.push(self.id_row("in.input_ids", &prompt.ids, &expected));
@@ -386,6 +418,11 @@ fn numbered(tensors: &Safetensors, name: &str) -> Vec<String> {
     }
     found.sort();
     found.into_iter().map(|(_, name)| name).collect()
+}
+
+/// The system's error, the usual one in our words.
+fn reason(error: &std::io::Error) -> String {
+    if error.kind() == std::io::ErrorKind::NotFound { "there is no such file".to_owned() } else { error.to_string() }
 }
 
 fn bad(path: PathBuf, reason: &str) -> Error {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use ocelli_backend::Cancel;
-use ocelli_processors::{ChatOptions, Content, Detail, Image, Message, Processor, Prompt};
+use ocelli_processors::{ChatOptions, Content, Detail, Image, Message, Processor, Prompt, Video, Visuals};
 
 use crate::answer::{Answer, ImageUse};
 use crate::engine::Worker;
@@ -29,15 +29,19 @@ pub enum Input {
         messages: Vec<Message>,
         /// The pictures, in the order of their [`Content::Image`].
         images: Vec<Image>,
+        /// The videos, in the order of their [`Content::Video`].
+        videos: Vec<Video>,
         /// Tools, template variables, and how closely to look at the pictures.
         options: ChatOptions,
     },
     /// Text that is continued as it is, special tokens included.
     Raw {
-        /// The text, with the model's placeholder (such as `<image>`) for each picture.
+        /// The text, with the model's placeholder (such as `<image>`, `<video>`) for each picture and video.
         text: String,
         /// The pictures in order.
         images: Vec<Image>,
+        /// The videos in order.
+        videos: Vec<Video>,
         /// How closely to look at them.
         detail: Detail,
     },
@@ -51,7 +55,7 @@ pub enum Input {
 impl Request {
     /// A conversation.
     pub fn chat(messages: Vec<Message>, images: Vec<Image>, options: GenerateOptions) -> Self {
-        Self { input: Input::Chat { messages, images, options: ChatOptions::answer() }, options }
+        Self { input: Input::Chat { messages, images, videos: Vec::new(), options: ChatOptions::answer() }, options }
     }
 
     /// One question about some pictures (or none).
@@ -63,7 +67,7 @@ impl Request {
 
     /// Text that is continued as it is.
     pub fn raw(text: &str, images: Vec<Image>, options: GenerateOptions) -> Self {
-        Self { input: Input::Raw { text: text.to_owned(), images, detail: Detail::Auto }, options }
+        Self { input: Input::Raw { text: text.to_owned(), images, videos: Vec::new(), detail: Detail::Auto }, options }
     }
 }
 
@@ -71,8 +75,12 @@ impl Input {
     /// Token ids and pixel values.
     pub(crate) fn prepare(&self, processor: &Processor) -> Result<Prompt> {
         Ok(match self {
-            Self::Chat { messages, images, options } => processor.chat_prompt(messages, images, options)?,
-            Self::Raw { text, images, detail } => processor.raw_prompt_with(text, images, *detail)?,
+            Self::Chat { messages, images, videos, options } => {
+                processor.chat_prompt(messages, Visuals { images, videos }, options)?
+            }
+            Self::Raw { text, images, videos, detail } => {
+                processor.raw_prompt_with(text, Visuals { images, videos }, *detail)?
+            }
             Self::Tokens { ids } => Prompt { text: String::new(), ids: ids.clone(), images: Vec::new() },
         })
     }

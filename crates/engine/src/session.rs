@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ocelli_backend::{Backend, Cancel, KvCache, SequenceId, Tensor};
-use ocelli_models::{Alignment, ImageInput, Model, PixelValues};
+use ocelli_models::{Alignment, Extent, ImageInput, Model, PixelValues};
 use ocelli_processors::{LogMel, PreparedImage};
 
 use crate::error::{Error, Result};
@@ -162,14 +162,14 @@ pub enum LogitRows {
 #[derive(Clone)]
 pub struct ImageFeatures {
     tokens: usize,
-    grid: [usize; 3],
+    extent: Extent,
     tensor: Arc<dyn Any + Send + Sync>,
 }
 
 impl ImageFeatures {
     /// `tensor` is whatever the session that made it will understand.
-    pub(crate) fn new(tokens: usize, grid: [usize; 3], tensor: impl Any + Send + Sync) -> Self {
-        Self { tokens, grid, tensor: Arc::new(tensor) }
+    pub(crate) fn new(tokens: usize, extent: Extent, tensor: impl Any + Send + Sync) -> Self {
+        Self { tokens, extent, tensor: Arc::new(tensor) }
     }
 
     /// Tokens of the prompt that they take.
@@ -201,8 +201,8 @@ impl<B: Backend> ModelSession<B> {
             return Err(Error::EmptyPrompt);
         }
         // What stands for a picture need not be a token of the vocabulary.
-        let image_id = self.model.image_input().token_id();
-        let is_unknown = |id: u32| id as usize >= vocab_size && Some(id) != image_id;
+        let input = self.model.image_input();
+        let is_unknown = |id: u32| id as usize >= vocab_size && !input.is_feature(id);
         if let Some(&id) = prompt.ids.iter().find(|&&id| is_unknown(id)) {
             return Err(Error::TokenOutOfRange { id, vocab_size });
         }
@@ -228,8 +228,8 @@ impl<B: Backend> ModelSession<B> {
 
     /// Where among `ids` image features belong.
     fn image_rows(&self, ids: &[u32]) -> Vec<usize> {
-        let Some(image_id) = self.model.image_input().token_id() else { return Vec::new() };
-        ids.iter().enumerate().filter(|&(_, &id)| id == image_id).map(|(row, _)| row).collect()
+        let input = self.model.image_input();
+        ids.iter().enumerate().filter(|&(_, &id)| input.is_feature(id)).map(|(row, _)| row).collect()
     }
 
     /// Embeddings of a chunk, image features in place; `range` says which features these are.
@@ -248,8 +248,8 @@ impl<B: Backend> ModelSession<B> {
     /// Returns the logits that are wanted, and the last token's hidden state.
     fn append(&mut self, sequence: SequenceId, prompt: Prefill<'_>) -> Result<(Vec<f32>, Tensor<B>)> {
         let features = self.concatenated(prompt.images);
-        let grids: Vec<[usize; 3]> = prompt.images.iter().map(|features| features.grid).collect();
-        let places = self.model.places(prompt.ids, &grids, self.cache.next_place(sequence));
+        let extents: Vec<Extent> = prompt.images.iter().map(|features| features.extent).collect();
+        let places = self.model.places(prompt.ids, &extents, self.cache.next_place(sequence));
         let mut logits = Vec::new();
         let (mut done, mut used) = (0, 0);
         loop {
@@ -308,13 +308,13 @@ impl<B: Backend> ModelSession<B> {
         if is_first { self.model.prefix(ids) } else { 0 }
     }
 
-    fn encode(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Result<ImageFeatures> {
+    fn encode(&self, pixel_values: PixelValues<'_>, frame_seconds: f32, cancel: &Cancel) -> Result<ImageFeatures> {
         let _step = self.backend.begin_step();
         let features = self.model.encode_image(pixel_values, cancel);
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        Ok(ImageFeatures::new(features.rows(), pixel_values.grid, features))
+        Ok(ImageFeatures::new(features.rows(), Extent { grid: pixel_values.grid, frame_seconds }, features))
     }
 
     fn tensor<'a>(&self, features: &'a ImageFeatures) -> &'a Tensor<B> {
@@ -365,8 +365,8 @@ impl<B: Backend> Session for ModelSession<B> {
         if self.model.image_input() == ImageInput::None || self.model.hears() {
             return Err(Error::NoVision { model_type: self.model_type.clone() });
         }
-        let &PreparedImage { ref pixel_values, shape, grid, ref text_ids, .. } = image;
-        self.encode(PixelValues { values: pixel_values, shape, grid, text_ids }, cancel)
+        let &PreparedImage { ref pixel_values, shape, grid, ref text_ids, frame_seconds, .. } = image;
+        self.encode(PixelValues { values: pixel_values, shape, grid, text_ids }, frame_seconds, cancel)
     }
 
     fn encode_audio(&self, mel: &LogMel, cancel: &Cancel) -> Result<ImageFeatures> {
@@ -374,7 +374,8 @@ impl<B: Backend> Session for ModelSession<B> {
             return Err(Error::NoHearing { model_type: self.model_type.clone() });
         }
         let &LogMel { ref values, mels, frames } = mel;
-        self.encode(PixelValues { values, shape: [1, 1, mels, frames], grid: [1, 1, frames], text_ids: &[] }, cancel)
+        let pixel_values = PixelValues { values, shape: [1, 1, mels, frames], grid: [1, 1, frames], text_ids: &[] };
+        self.encode(pixel_values, 0.0, cancel)
     }
 
     fn read_features(&self, features: &ImageFeatures) -> Vec<f32> {
@@ -514,6 +515,7 @@ mod tests {
             pixel_values: vec![0.0; 3 * 4],
             shape: [1, 3, 2, 2],
             grid: [1, 0, 0],
+            frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (2, 2),
             resized_to: (2, 2),

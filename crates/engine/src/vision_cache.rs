@@ -51,6 +51,8 @@ const MAX_TOKENS: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use ocelli_models::Extent;
+
     use super::*;
     use crate::error::Error;
 
@@ -59,12 +61,17 @@ mod tests {
             pixel_values: Vec::new(),
             shape: [1, 3, 0, 0],
             grid: [1, 0, 0],
+            frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (0, 0),
             resized_to: (0, 0),
             vision_tokens: 0,
             content_hash,
         }
+    }
+
+    fn features(tokens: usize) -> ImageFeatures {
+        ImageFeatures::new(tokens, Extent { grid: [1, 0, 0], frame_seconds: 0.0 }, ())
     }
 
     #[test]
@@ -74,7 +81,7 @@ mod tests {
         for key in [1, 2, 1, 2, 3, 1] {
             let features = cache.features(&picture(key), || {
                 encoded.push(key);
-                Ok(ImageFeatures::new(key as usize, [1, 0, 0], ()))
+                Ok(features(key as usize))
             });
             assert_eq!(features.unwrap().tokens(), key as usize);
         }
@@ -88,7 +95,7 @@ mod tests {
             let mut was_encoded = false;
             let encode = || {
                 was_encoded = true;
-                Ok(ImageFeatures::new(tokens, [1, 0, 0], ()))
+                Ok(features(tokens))
             };
             cache.features(&picture(key), encode).unwrap();
             was_encoded
@@ -103,6 +110,6 @@ mod tests {
     fn a_failure_is_not_remembered() {
         let mut cache = VisionCache::new();
         assert!(cache.features(&picture(1), || Err(Error::Cancelled)).is_err());
-        assert!(cache.features(&picture(1), || Ok(ImageFeatures::new(5, [1, 0, 0], ()))).is_ok());
+        assert!(cache.features(&picture(1), || Ok(features(5))).is_ok());
     }
 }

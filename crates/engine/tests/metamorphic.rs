@@ -11,8 +11,8 @@ fn every_family_keeps_its_promises() {
         let report = report.unwrap_or_else(|error| panic!("{family}: {error}"));
         assert!(report.passed(), "{report}");
         let has = |file: &str| folder.join(file).exists();
-        let shown = has("image0.png") || has("preprocessor_config.json");
-        let expected = 6 + if shown { 2 } else { 0 } + usize::from(has("image1.png"));
+        let shown = has("image0.png") || has("video0.gif") || has("preprocessor_config.json");
+        let expected = 6 + if shown { 2 } else { 0 } + usize::from(has("image1.png")) + usize::from(has("video0.gif"));
         assert_eq!(report.facts.len(), expected, "{report}");
     });
 }

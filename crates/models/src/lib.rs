@@ -84,10 +84,10 @@ pub trait Model<B: Backend>: Send + Sync {
         embedded.replace_rows(rows, features)
     }
 
-    /// Place of every token of a prompt on the axes of rotary embeddings (time, row, column) from `next` on; `grids` are
-    /// those of its pictures, [`PixelValues::grid`]. `None`: running numbers.
-    fn places(&self, ids: &[u32], grids: &[[usize; 3]], next: usize) -> Option<Vec<[usize; 3]>> {
-        let _ = (ids, grids, next);
+    /// Place of every token of a prompt on the axes of rotary embeddings (time, row, column) from `next` on; `extents`
+    /// are those of its pictures and videos in order. `None`: running numbers.
+    fn places(&self, ids: &[u32], extents: &[Extent], next: usize) -> Option<Vec<[usize; 3]>> {
+        let _ = (ids, extents, next);
         None
     }
 
@@ -186,15 +186,43 @@ pub enum ImageInput {
     None,
     /// Features take the place of this token's embeddings.
     Tokens(u32),
+    /// The same, with a token for pictures and one for videos.
+    TokensByKind {
+        /// For a feature of a picture.
+        image: u32,
+        /// For a feature of a video.
+        video: u32,
+    },
     /// The decoder looks at features by cross-attention.
     Context,
 }
 
 impl ImageInput {
-    /// The token that stands for one feature.
+    /// The token that stands for one feature of a picture.
     pub fn token_id(self) -> Option<u32> {
-        if let Self::Tokens(id) = self { Some(id) } else { None }
+        match self {
+            Self::Tokens(id) | Self::TokensByKind { image: id, .. } => Some(id),
+            Self::None | Self::Context => None,
+        }
     }
+
+    /// Whether a token stands for a feature, of a picture or of a video.
+    pub fn is_feature(self, id: u32) -> bool {
+        match self {
+            Self::Tokens(image) => id == image,
+            Self::TokensByKind { image, video } => id == image || id == video,
+            Self::None | Self::Context => false,
+        }
+    }
+}
+
+/// How far a picture or a video reaches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Extent {
+    /// As [`PixelValues::grid`].
+    pub grid: [usize; 3],
+    /// Seconds from one of the grid's frames to the next; 0 for a picture.
+    pub frame_seconds: f32,
 }
 
 /// What the processor made of one picture. It stays with the caller: a model moves to the device what it works on.

@@ -2,12 +2,14 @@
 //! interleaved form of Qwen3-VL.
 //!
 //! Text moves along all axes at once, so it is rotated as by plain rotary embeddings. The tokens of a picture stand
-//! still in time and spread over rows and columns; text goes on behind the larger of the two. Surprise: places run
-//! behind the number of tokens, so masks and the cache must not look at them.
+//! still in time and spread over rows and columns; text goes on behind the larger of the two. Surprises: places run
+//! behind the number of tokens, so masks and the cache must not look at them; text behind a video goes on behind its
+//! rows and columns, too, however long it is (transformers 5; version 4 went on behind its last frame).
 
 use ocelli_backend::{Backend, Rope, RopePairing, RopeRows};
 use serde::Deserialize;
 
+use crate::ImageInput;
 use crate::error::{Result, require};
 
 /// `text_config.rope_scaling`.
@@ -49,29 +51,32 @@ impl MRope {
     }
 }
 
-/// Places of a prompt's tokens from `next` on. `grids` are the pictures' patches in frames, rows and columns, of which
-/// `merge` × `merge` make a token.
-pub(crate) fn places(
-    ids: &[u32],
-    image_token_id: u32,
-    grids: &[[usize; 3]],
-    merge: usize,
-    mut next: usize,
-) -> Vec<[usize; 3]> {
+/// A picture, a video or a part of one among a prompt's tokens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    /// Frames, rows and columns of tokens.
+    pub(crate) tokens: [usize; 3],
+    /// Places from one frame to the next; what is less than a place is cut off frame by frame.
+    pub(crate) frame_step: f32,
+}
+
+/// Places of a prompt's tokens from `next` on; `spans` are in the order of those that stand for features.
+pub(crate) fn places(ids: &[u32], input: ImageInput, spans: &[Span], mut next: usize) -> Vec<[usize; 3]> {
     let mut places = Vec::with_capacity(ids.len());
-    let mut grids = grids.iter();
+    let mut spans = spans.iter();
     while places.len() < ids.len() {
-        let grid = if ids[places.len()] == image_token_id { grids.next() } else { None };
-        let Some(&[frames, rows, columns]) = grid else {
+        let span = if input.is_feature(ids[places.len()]) { spans.next() } else { None };
+        let Some(&Span { tokens: [frames, rows, columns], frame_step }) = span else {
             places.push([next; 3]);
             next += 1;
             continue;
         };
-        let (rows, columns) = (rows / merge, columns / merge);
         let room = ids.len() - places.len();
-        let of_picture =
-            |token: usize| [token / (rows * columns), token / columns % rows, token % columns].map(|at| next + at);
-        places.extend((0..(frames * rows * columns).min(room)).map(of_picture));
+        let of_span = |token: usize| {
+            let time = ((token / (rows * columns)) as f32 * frame_step) as usize;
+            [time, token / columns % rows, token % columns].map(|at| next + at)
+        };
+        places.extend((0..(frames * rows * columns).min(room)).map(of_span));
         next += rows.max(columns);
     }
     places
@@ -94,9 +99,8 @@ mod tests {
 
     #[test]
     fn pictures_spread_over_rows_and_columns() {
-        const IMAGE: u32 = 9;
         let ids = [1, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, 2, IMAGE, 3];
-        let found = places(&ids, IMAGE, &[[1, 4, 6], [1, 2, 2]], 2, 10);
+        let found = places(&ids, INPUT, &[span([1, 2, 3], 1.0), span([1, 1, 1], 1.0)], 10);
         let picture = [[11, 11, 11], [11, 11, 12], [11, 11, 13], [11, 12, 11], [11, 12, 12], [11, 12, 13]];
         assert_eq!(found[0], [10; 3]);
         assert_eq!(found[1..7], picture);
@@ -105,8 +109,23 @@ mod tests {
 
     #[test]
     fn image_tokens_without_a_picture_count_as_text() {
-        assert_eq!(places(&[9, 9, 1], 9, &[], 2, 0), [[0; 3], [1; 3], [2; 3]]);
-        assert_eq!(places(&[9, 9], 9, &[[1, 4, 4]], 2, 0), [[0, 0, 0], [0, 0, 1]]);
+        assert_eq!(places(&[IMAGE, VIDEO, 1], INPUT, &[], 0), [[0; 3], [1; 3], [2; 3]]);
+        assert_eq!(places(&[IMAGE, IMAGE], INPUT, &[span([1, 2, 2], 1.0)], 0), [[0, 0, 0], [0, 0, 1]]);
+    }
+
+    #[test]
+    fn frames_of_a_video_are_as_far_apart_as_they_were_taken() {
+        let ids = [1, VIDEO, VIDEO, VIDEO, VIDEO, 2];
+        let found = places(&ids, INPUT, &[span([4, 1, 1], 1.5)], 0);
+        assert_eq!(found, [[0, 0, 0], [1, 1, 1], [2, 1, 1], [4, 1, 1], [5, 1, 1], [2, 2, 2]]);
+    }
+
+    const IMAGE: u32 = 9;
+    const VIDEO: u32 = 8;
+    const INPUT: ImageInput = ImageInput::TokensByKind { image: IMAGE, video: VIDEO };
+
+    fn span(tokens: [usize; 3], frame_step: f32) -> Span {
+        Span { tokens, frame_step }
     }
 
     #[test]

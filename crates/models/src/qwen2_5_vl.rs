@@ -1,5 +1,5 @@
 //! Vision tower of Qwen2.5-VL (transformers `modeling_qwen2_5_vl.py`, `Qwen2_5_VisionTransformerPretrainedModel`). T
-//! patches of a picture, s the side of the square of patches that becomes one token.
+//! patches of a picture or video, s the side of the square of patches that becomes one token.
 //!
 //! Most layers look at windows of a few tokens per side only, so tokens are put window by window first and back at the
 //! end. Surprises: windows at the right and at the bottom are smaller, nothing is padded; norms are those of Llama, but
@@ -26,6 +26,9 @@ struct Config {
     window_size: usize,
     #[serde(default = "default_fullatt_block_indexes")]
     fullatt_block_indexes: Vec<usize>,
+    /// Places on the axis of time.
+    #[serde(default = "default_tokens_per_second")]
+    tokens_per_second: f32,
 }
 
 /// The tower: patches -> one feature per token.
@@ -63,6 +66,10 @@ impl<B: Backend> qwen_vl::Tower<B> for Tower<B> {
 
     fn merge(&self) -> usize {
         self.patches.merge()
+    }
+
+    fn frame_step(&self, seconds: f32) -> f32 {
+        self.config.tokens_per_second * seconds
     }
 
     fn forward(&self, patches: &Tensor<B>, grid: Grid, cancel: &Cancel) -> Tensor<B> {
@@ -171,6 +178,10 @@ fn default_window_size() -> usize {
 
 fn default_fullatt_block_indexes() -> Vec<usize> {
     vec![7, 15, 23, 31]
+}
+
+fn default_tokens_per_second() -> f32 {
+    4.0
 }
 
 #[cfg(test)]

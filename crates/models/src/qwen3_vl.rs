@@ -14,11 +14,11 @@ use serde::Deserialize;
 
 use crate::decoder::{Decoder, Rotation};
 use crate::error::{Error, Result, require};
-use crate::mrope::{self, MRope};
+use crate::mrope::{self, MRope, Span};
 use crate::qwen_vision::{Attention, Grid, Merger, PatchConfig};
 use crate::qwen_vl::{self, Config};
 use crate::qwen3;
-use crate::{ImageInput, Model, PixelValues};
+use crate::{Extent, ImageInput, Model, PixelValues};
 
 /// `vision_config`; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
@@ -86,7 +86,7 @@ impl<B: Backend> Model<B> for Qwen3Vl<B> {
     }
 
     fn image_input(&self) -> ImageInput {
-        ImageInput::Tokens(self.config.image_token_id)
+        self.config.image_input()
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
@@ -106,8 +106,14 @@ impl<B: Backend> Model<B> for Qwen3Vl<B> {
         Tensor::concat_columns(&[embedded, &nothing]).replace_rows(rows, features)
     }
 
-    fn places(&self, ids: &[u32], grids: &[[usize; 3]], next: usize) -> Option<Vec<[usize; 3]>> {
-        Some(mrope::places(ids, self.config.image_token_id, grids, self.visual.patches.merge(), next))
+    /// Every frame of a video is a block of its own, with the time in words before it.
+    fn places(&self, ids: &[u32], extents: &[Extent], next: usize) -> Option<Vec<[usize; 3]>> {
+        let merge = self.visual.patches.merge();
+        let spans = extents.iter().flat_map(|&Extent { grid: [frames, rows, columns], .. }| {
+            let span = Span { tokens: [1, rows / merge, columns / merge], frame_step: 0.0 };
+            std::iter::repeat_n(span, frames)
+        });
+        Some(mrope::places(ids, self.image_input(), &spans.collect::<Vec<_>>(), next))
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {

@@ -9,10 +9,10 @@ use serde::Deserialize;
 
 use crate::decoder::{Decoder, Rotation};
 use crate::error::{Error, Result};
-use crate::mrope::{self, MRope};
+use crate::mrope::{self, MRope, Span};
 use crate::qwen_vision::Grid;
 use crate::qwen2;
-use crate::{ImageInput, Model, PixelValues, qwen2_5_vl, qwen2_vl};
+use crate::{Extent, ImageInput, Model, PixelValues, qwen2_5_vl, qwen2_vl};
 
 /// Qwen2-VL.
 pub(crate) type Qwen2Vl<B> = QwenVl<B, qwen2_vl::Tower<B>>;
@@ -23,17 +23,32 @@ pub(crate) type Qwen25Vl<B> = QwenVl<B, qwen2_5_vl::Tower<B>>;
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Config {
     #[serde(default = "default_image_token_id")]
-    pub(crate) image_token_id: u32,
+    image_token_id: u32,
+    #[serde(default = "default_video_token_id")]
+    video_token_id: u32,
     pub(crate) tie_word_embeddings: Option<bool>,
 }
 
-/// A vision tower: patches of one picture -> tokens.
+impl Config {
+    /// What stands for features.
+    pub(crate) fn image_input(&self) -> ImageInput {
+        ImageInput::TokensByKind { image: self.image_token_id, video: self.video_token_id }
+    }
+}
+
+/// A vision tower: patches of one picture or video -> tokens.
 pub(crate) trait Tower<B: Backend>: Sized + Send + Sync {
     /// Loads the tower of a decoder of this width.
     fn load(w: &Weights<B>, section: &Section, text_hidden: usize) -> Result<Self>;
 
     /// s: patches per side of a token.
     fn merge(&self) -> usize;
+
+    /// Places from one frame of a video to the next, this many seconds later.
+    fn frame_step(&self, seconds: f32) -> f32 {
+        let _ = seconds;
+        1.0
+    }
 
     /// `patches` [T, values of a patch] -> [T / s², text hidden].
     fn forward(&self, patches: &Tensor<B>, grid: Grid, cancel: &Cancel) -> Tensor<B>;
@@ -90,7 +105,7 @@ impl<B: Backend, T: Tower<B>> Model<B> for QwenVl<B, T> {
     }
 
     fn image_input(&self) -> ImageInput {
-        ImageInput::Tokens(self.config.image_token_id)
+        self.config.image_input()
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
@@ -103,8 +118,13 @@ impl<B: Backend, T: Tower<B>> Model<B> for QwenVl<B, T> {
         self.visual.forward(&patches, grid, cancel)
     }
 
-    fn places(&self, ids: &[u32], grids: &[[usize; 3]], next: usize) -> Option<Vec<[usize; 3]>> {
-        Some(mrope::places(ids, self.config.image_token_id, grids, self.visual.merge(), next))
+    fn places(&self, ids: &[u32], extents: &[Extent], next: usize) -> Option<Vec<[usize; 3]>> {
+        let merge = self.visual.merge();
+        let span = |&Extent { grid: [frames, rows, columns], frame_seconds }: &Extent| Span {
+            tokens: [frames, rows / merge, columns / merge],
+            frame_step: self.visual.frame_step(frame_seconds),
+        };
+        Some(mrope::places(ids, self.image_input(), &extents.iter().map(span).collect::<Vec<_>>(), next))
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
@@ -136,6 +156,10 @@ pub(crate) fn rename(name: &str, tied: bool) -> Renamed {
 
 fn default_image_token_id() -> u32 {
     151_655
+}
+
+fn default_video_token_id() -> u32 {
+    151_656
 }
 
 #[cfg(test)]

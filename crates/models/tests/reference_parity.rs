@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use ocelli_backend::{Cancel, KvCache, SequenceId, Tensor};
 use ocelli_formats::{Checkpoint, Config, ModelFiles, Safetensors, TensorData};
-use ocelli_models::{ImageInput, Model, PixelValues};
+use ocelli_models::{Extent, ImageInput, Model, PixelValues};
 use ocelli_testkit::ReferenceBackend;
 
 const FAMILIES: &[&str] = &[
@@ -116,8 +116,9 @@ impl Fixture {
     /// Where the prompt's tokens are.
     fn places(&self) -> Vec<[usize; 3]> {
         let ids = self.model.decoder_ids(&self.ids());
-        let (ids, grids) = (ids, self.pictures().iter().map(|picture| picture.grid).collect::<Vec<_>>());
-        self.model.places(&ids, &grids, 0).unwrap_or_else(|| (0..ids.len()).map(|at| [at; 3]).collect())
+        let extent = |picture: &Picture| Extent { grid: picture.grid, frame_seconds: 0.0 };
+        let extents: Vec<Extent> = self.pictures().iter().map(extent).collect();
+        self.model.places(&ids, &extents, 0).unwrap_or_else(|| (0..ids.len()).map(|at| [at; 3]).collect())
     }
 
     /// Logits of every row of the prompt, computed at once.

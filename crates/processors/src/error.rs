@@ -1,5 +1,7 @@
 //! Everything that can go wrong between user content and token ids.
 
+use crate::families::video_families;
+
 /// An error of this crate; [`Error::hint`] says what to do about some of them.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -84,6 +86,67 @@ pub enum Error {
         format: &'static str,
         /// What the decoder says.
         message: String,
+    },
+    /// A video that cannot be opened or read.
+    #[error("{message}")]
+    VideoIo {
+        /// What the system says.
+        message: String,
+    },
+    /// A video, or a folder for one, without frames.
+    #[error("the video has no frames")]
+    NoFrames,
+    /// A frame of a folder that cannot be read.
+    #[error("frame {file}: {message}")]
+    Frame {
+        /// Its file.
+        file: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A frame of another size than the first one.
+    #[error("frame {frame} is {}x{} pixels, the first one {}x{}", size.0, size.1, first.0, first.1)]
+    FrameSize {
+        /// Which of those that are looked at, from 1.
+        frame: usize,
+        /// Its width and height.
+        size: (usize, usize),
+        /// Those of the first one.
+        first: (usize, usize),
+    },
+    /// More pixels in all frames together than the limit.
+    #[error("the animation has more than {limit} pixels in all its frames together")]
+    VideoTooLong {
+        /// The limit.
+        limit: u64,
+    },
+    /// A video that only `ffmpeg` could read, on a machine without it.
+    #[error("reading this video takes the programs ffmpeg and ffprobe, and they are not on the PATH")]
+    NoFfmpeg,
+    /// A video that `ffmpeg` cannot read.
+    #[error("the video cannot be decoded: {message}")]
+    BadVideo {
+        /// What it says.
+        message: String,
+    },
+    /// A file without moving pictures, such as a recording.
+    #[error("the file holds no video")]
+    NoVideoStream,
+    /// A video for a model that takes none.
+    #[error("{label} ({model_type}) takes no videos")]
+    NoVideos {
+        /// The model.
+        label: String,
+        /// Its family.
+        model_type: String,
+    },
+    /// Not as many videos as places for them.
+    #[error("the prompt has places for {placeholders} video(s), but {videos} were given")]
+    VideoCount {
+        /// Places in the prompt.
+        placeholders: usize,
+        /// Videos given.
+        videos: usize,
     },
     /// A recording of no bytes.
     #[error("the audio file is empty (0 bytes)")]
@@ -235,6 +298,11 @@ impl Error {
             Self::ImageTooLarge { .. } => "scale it down, or raise the limit with --max-pixels",
             Self::ImageFileTooLarge { .. } => "scale it down first",
             Self::TruncatedImage { .. } => "the file is incomplete; copy or download it again",
+            Self::NoFrames => "a folder's frames are JPEG, PNG, WebP, GIF, BMP or TIFF files",
+            Self::FrameSize { .. } => "bring all frames to one size first",
+            Self::VideoTooLong { .. } => "make a video file of it, for example with ffmpeg: not all of its frames are decoded",
+            Self::NoFfmpeg => "install ffmpeg, or give an animated GIF, WebP or PNG, or a folder of frames",
+            Self::NoVideos { .. } => return Some(format!("these do: {}", video_families().join(", "))),
             Self::UnknownAudioFormat { .. } => "WAV, FLAC, MP3, OGG (Vorbis) and M4A (AAC, ALAC) are supported",
             Self::UnsupportedAudio { .. } => "convert it to WAV or FLAC first, for example with ffmpeg",
             Self::AudioFileTooLarge { .. } | Self::AudioTooLong { .. } => "cut it into parts first",

@@ -7,12 +7,15 @@ mod fast_vlm;
 mod idefics3;
 mod moondream;
 mod qwen2_vl;
+mod qwen_video;
+mod smolvlm;
 
 use ocelli_formats::{Config, ModelFiles};
 
 use crate::audio::MelExtractor;
 use crate::image::{Detail, Image, PreparedImage};
 use crate::text::Tokenizer;
+use crate::video::{Video, VideoInfo, VideoOptions};
 use crate::{Error, Result};
 
 /// How one family turns pictures into arrays and prompt text.
@@ -81,10 +84,43 @@ pub trait ImageProcessor: Send + Sync {
         None
     }
 
+    /// How the family looks at videos; `None` for those that take none.
+    fn videos(&self) -> Option<&dyn VideoProcessor> {
+        None
+    }
+
     /// The chat template of a family whose folders have none, or one that knows no pictures; it sees contents as lists.
     fn default_template(&self) -> Option<&'static str> {
         None
     }
+}
+
+/// How one family looks at videos.
+pub trait VideoProcessor: Send + Sync {
+    /// What stands for one video in a prompt before expansion, such as `<video>`.
+    fn placeholder(&self) -> &str;
+
+    /// The token whose embeddings a video's features replace.
+    fn video_token(&self) -> &str;
+
+    /// Frames per second that are looked at if nobody says.
+    fn fps(&self) -> f64;
+
+    /// The numbers of the frames that are looked at, ascending; at least one.
+    fn sample(&self, info: &VideoInfo, options: &VideoOptions) -> Vec<usize>;
+
+    /// One of `n_frames` frames at the size at which it is looked at.
+    ///
+    /// # Errors
+    /// [`Error::NoPixels`], [`Error::TooNarrow`].
+    fn fit(&self, frame: &Image, n_frames: usize, detail: Detail) -> Result<Image>;
+
+    /// The arrays of a video, and the text that replaces its placeholder.
+    ///
+    /// # Errors
+    /// [`Error::NoFrames`], [`Error::NoPixels`], [`Error::FrameSize`] for frames that [`VideoProcessor::fit`] has not
+    /// made.
+    fn prepare(&self, video: &Video) -> Result<(PreparedImage, String)>;
 }
 
 /// Where a family has its pictures. But for the first place, what is said of a text is that its tokenizer frames it (BOS,
@@ -102,6 +138,11 @@ pub enum ImagePlace {
 /// The `model_type`s with an image processor.
 pub fn families() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|(model_type, _)| *model_type)
+}
+
+/// The `model_type`s that take videos.
+pub fn video_families() -> Vec<&'static str> {
+    VIDEO_FAMILIES.to_vec()
 }
 
 /// The image processor of a model; `None` for families that see nothing.
@@ -166,9 +207,12 @@ const FAMILIES: &[(&str, Constructor)] = &[
     ("moondream1", moondream::load),
     ("qwen2_5_vl", qwen2_vl::load),
     ("qwen2_vl", qwen2_vl::load),
-    ("qwen3_vl", qwen2_vl::load),
-    ("smolvlm", idefics3::load),
+    ("qwen3_vl", qwen2_vl::load_3),
+    ("smolvlm", idefics3::load_2),
 ];
+
+/// Families whose processor has [`ImageProcessor::videos`].
+const VIDEO_FAMILIES: &[&str] = &["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm"];
 
 /// Families that take recordings.
 const HEARING: &[&str] = &["whisper"];

@@ -5,9 +5,10 @@ use std::fmt::Write;
 use ocelli_formats::{Config, ModelFiles};
 
 use crate::audio::MelExtractor;
-use crate::families::{ImagePlace, ImageProcessor, Model, mel_extractor, of_model};
+use crate::families::{ImagePlace, ImageProcessor, Model, VideoProcessor, mel_extractor, of_model};
 use crate::image::{Detail, Image, ImageLimits, PreparedImage, decode_image};
 use crate::text::{ChatOptions, ChatTemplate, Content, ContentForm, Guard, Message, Segment, Tokenizer};
+use crate::video::{Video, VideoOptions, VideoSource};
 use crate::{Error, Result};
 
 /// Turns user content into what a model takes.
@@ -20,6 +21,8 @@ pub struct Processor {
     mel: Option<MelExtractor>,
     /// What stands for a picture's features among the ids.
     image_id: Option<u32>,
+    /// The same for a video's.
+    video_id: Option<u32>,
     /// Those that the tokenizer does not know.
     foreign_tokens: Vec<(&'static str, Vec<u32>)>,
     limits: ImageLimits,
@@ -32,8 +35,35 @@ pub struct Prompt {
     pub text: String,
     /// Its ids.
     pub ids: Vec<u32>,
-    /// The pictures, in the order of their tokens.
+    /// The pictures and videos, in the order of their tokens.
     pub images: Vec<PreparedImage>,
+}
+
+/// What a prompt shows, each list in the order of its places.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Visuals<'a> {
+    /// Pictures.
+    pub images: &'a [Image],
+    /// Videos, read by the model's own [`Processor::read_video`].
+    pub videos: &'a [Video],
+}
+
+impl<'a> From<&'a [Image]> for Visuals<'a> {
+    fn from(images: &'a [Image]) -> Self {
+        Self { images, videos: &[] }
+    }
+}
+
+impl<'a> From<&'a Vec<Image>> for Visuals<'a> {
+    fn from(images: &'a Vec<Image>) -> Self {
+        images.as_slice().into()
+    }
+}
+
+impl<'a, const N: usize> From<&'a [Image; N]> for Visuals<'a> {
+    fn from(images: &'a [Image; N]) -> Self {
+        images.as_slice().into()
+    }
 }
 
 impl Processor {
@@ -66,8 +96,10 @@ impl Processor {
             Some((_, ids)) => ids.first().copied(),
             None => image_token.and_then(|token| tokenizer.token_to_id(token)),
         };
+        let videos = images.as_ref().and_then(|images| images.videos());
+        let video_id = videos.and_then(|videos| tokenizer.token_to_id(videos.video_token()));
         let limits = ImageLimits::default();
-        Ok(Self { label, model_type, tokenizer, template, images, image_id, foreign_tokens, mel, limits })
+        Ok(Self { label, model_type, tokenizer, template, images, image_id, video_id, foreign_tokens, mel, limits })
     }
 
     /// The model's tokenizer.
@@ -128,34 +160,77 @@ impl Processor {
         decode_image(bytes, &self.limits)
     }
 
-    /// A conversation as a prompt; `images` in the order of their [`Content::Image`]. Special tokens in the messages
-    /// are text there: only the template and the pictures speak to the model in its control tokens.
+    /// Whether the model takes videos.
+    pub fn has_videos(&self) -> bool {
+        self.videos().is_some()
+    }
+
+    /// The frames of a video that the model looks at, brought to the size at which it does; never more than these are
+    /// in memory.
     ///
     /// # Errors
-    /// [`Error::NoChatTemplate`], [`Error::NoVision`], [`Error::ImageCount`], [`Error::BadRole`],
-    /// [`Error::TemplateRefused`], [`Error::Template`], [`Error::NoPixels`], [`Error::Encode`],
-    /// [`Error::ImageTokens`].
-    pub fn chat_prompt(&self, messages: &[Message], images: &[Image], options: &ChatOptions) -> Result<Prompt> {
+    /// [`Error::NoVideos`] for a model that takes none; [`Error::NoFrames`], [`Error::FrameSize`], [`Error::TooNarrow`];
+    /// what cannot be read, as [`VideoSource::open`] says.
+    pub fn read_video(&self, source: &VideoSource, options: &VideoOptions) -> Result<Video> {
+        let videos = self.videos().ok_or_else(|| self.no_videos())?;
+        let info = source.info();
+        let mut indices = videos.sample(info, options);
+        let (mut frames, mut source_size) = (Vec::with_capacity(indices.len()), None);
+        source.read(&indices, &mut |frame| {
+            let first = *source_size.get_or_insert((frame.width, frame.height));
+            if first != (frame.width, frame.height) {
+                return Err(crate::video::frame_size(frames.len(), &frame, first));
+            }
+            frames.push(videos.fit(&frame, indices.len(), options.detail)?);
+            Ok(())
+        })?;
+        // A file may hold less than it says.
+        indices.truncate(frames.len());
+        let source_size = source_size.ok_or(Error::NoFrames)?;
+        let fps = info.fps.or(options.fps).unwrap_or(videos.fps());
+        Ok(Video { frames, indices, fps, source_frames: info.frames, duration: info.duration(), source_size })
+    }
+
+    /// A conversation as a prompt; `shown` in the order of their [`Content::Image`] and [`Content::Video`]. Special
+    /// tokens in the messages are text there: only the template, the pictures and the videos speak to the model in its
+    /// control tokens.
+    ///
+    /// # Errors
+    /// [`Error::NoChatTemplate`], [`Error::NoVision`], [`Error::NoVideos`], [`Error::ImageCount`],
+    /// [`Error::VideoCount`], [`Error::BadRole`], [`Error::TemplateRefused`], [`Error::Template`], [`Error::NoPixels`],
+    /// [`Error::Encode`], [`Error::ImageTokens`].
+    pub fn chat_prompt<'a>(
+        &self,
+        messages: &[Message],
+        shown: impl Into<Visuals<'a>>,
+        options: &ChatOptions,
+    ) -> Result<Prompt> {
+        let shown = shown.into();
         let Some((template, form)) = &self.template else {
             return Err(Error::NoChatTemplate { label: self.label.clone() });
         };
-        let wanted = messages.iter().flat_map(|message| &message.content);
-        let wanted = wanted.filter(|part| matches!(part, Content::Image)).count();
-        self.check_images(wanted, images)?;
+        let count = |kind: &Content| {
+            let parts = messages.iter().flat_map(|message| &message.content);
+            parts.filter(|part| *part == kind).count()
+        };
+        self.check_images(count(&Content::Image), shown.images)?;
+        self.check_videos(count(&Content::Video), shown.videos)?;
         let is_word = |role: &str| !role.is_empty() && role.chars().all(|c| c.is_alphanumeric() || "_-".contains(c));
         if let Some(message) = messages.iter().find(|message| !is_word(&message.role)) {
             return Err(Error::BadRole { role: message.role.clone() });
         }
         let guard = self.guard(messages, options)?;
         let options = protected_options(options, &guard);
-        let rendered = template.render(&protected(messages, &guard), *form, self.placeholder(), &options)?;
-        let rendered = self.placed(rendered, images.len())?;
+        let messages = self.with_videos_in_words(protected(messages, &guard));
+        let rendered = template.render(&messages, *form, self.placeholder(), &options)?;
+        let rendered = self.placed(rendered, shown.images.len())?;
         let placeholders = self.count_placeholders(&rendered);
-        if placeholders != self.places(images.len()) {
-            return Err(Error::ImageCount { placeholders, images: images.len() });
+        if placeholders != self.places(shown.images.len()) {
+            return Err(Error::ImageCount { placeholders, images: shown.images.len() });
         }
-        let images = self.prepare(images, options.detail, &guard.restore(&rendered))?;
-        let text = self.expand(&rendered, &images);
+        self.check_videos(self.count_videos(&rendered), shown.videos)?;
+        let prepared = self.prepare(shown, options.detail, &guard.restore(&rendered))?;
+        let (text, images) = self.expand(&rendered, prepared);
         let mut ids = self.encode_guarded(&guard, &text)?;
         if self.place() != ImagePlace::InText {
             ids = self.framed(ids)?;
@@ -164,32 +239,35 @@ impl Processor {
         self.finish(guard.restore(&text).into_owned(), ids, images)
     }
 
-    /// Text as it is, special tokens included, as a prompt; the model's placeholder (such as `<image>`) stands for
-    /// each picture. Text whose image tokens are already expanded is taken as it is.
+    /// Text as it is, special tokens included, as a prompt; the model's placeholders (such as `<image>`, `<video>`)
+    /// stand for each picture and video. Text whose image tokens are already expanded is taken as it is.
     ///
     /// # Errors
-    /// [`Error::NoVision`], [`Error::ImageCount`], [`Error::NoPixels`], [`Error::Encode`], [`Error::ImageTokens`].
-    pub fn raw_prompt(&self, text: &str, images: &[Image]) -> Result<Prompt> {
-        self.raw_prompt_with(text, images, Detail::Auto)
+    /// [`Error::NoVision`], [`Error::NoVideos`], [`Error::ImageCount`], [`Error::VideoCount`], [`Error::NoPixels`],
+    /// [`Error::Encode`], [`Error::ImageTokens`].
+    pub fn raw_prompt<'a>(&self, text: &str, shown: impl Into<Visuals<'a>>) -> Result<Prompt> {
+        self.raw_prompt_with(text, shown, Detail::Auto)
     }
 
     /// [`Processor::raw_prompt`], looking at the pictures as closely as `detail` says.
     ///
     /// # Errors
     /// As [`Processor::raw_prompt`].
-    pub fn raw_prompt_with(&self, text: &str, images: &[Image], detail: Detail) -> Result<Prompt> {
-        self.check_images(images.len(), images)?;
-        let text = self.placed(text.to_owned(), images.len())?;
-        let (placeholders, n_images, places) =
-            (self.count_placeholders(&text), images.len(), self.places(images.len()));
+    pub fn raw_prompt_with<'a>(&self, text: &str, shown: impl Into<Visuals<'a>>, detail: Detail) -> Result<Prompt> {
+        let shown = shown.into();
+        let n_images = shown.images.len();
+        self.check_images(n_images, shown.images)?;
+        let text = self.placed(text.to_owned(), n_images)?;
+        self.check_videos(self.count_videos(&text), shown.videos)?;
+        let (placeholders, places) = (self.count_placeholders(&text), self.places(n_images));
         if placeholders < places || (places == 0 && placeholders > 0) {
             return Err(Error::ImageCount { placeholders, images: n_images });
         }
-        let images = self.prepare(images, detail, &text)?;
-        let n_tokens: usize = images.iter().map(|image| image.vision_tokens).sum();
-        let text = match placeholders {
-            _ if placeholders == places => self.expand(&text, &images),
-            _ if placeholders == n_tokens => text,
+        let prepared = self.prepare(shown, detail, &text)?;
+        let n_tokens: usize = prepared.images.iter().map(|image| image.vision_tokens).sum();
+        let (text, images) = match placeholders {
+            _ if placeholders == places => self.expand(&text, prepared),
+            _ if placeholders == n_tokens && shown.videos.is_empty() => (text, prepared.images),
             _ => return Err(Error::ImageCount { placeholders, images: n_images }),
         };
         let mut ids = self.encode(&text, true)?;
@@ -215,8 +293,8 @@ impl Processor {
         let Some([before, behind]) = around else { return Ok(None) };
         let guard = self.guard(&[Message::text("user", thing)], &ChatOptions::answer())?;
         let rendered = format!("{before}{}{behind}", guard.protect(thing));
-        let images = self.prepare(std::slice::from_ref(image), Detail::Auto, &rendered)?;
-        let text = self.expand(&rendered, &images);
+        let prepared = self.prepare(std::slice::from_ref(image).into(), Detail::Auto, &rendered)?;
+        let (text, images) = self.expand(&rendered, prepared);
         let ids = self.encode_guarded(&guard, &text)?;
         self.finish(guard.restore(&text).into_owned(), ids, images).map(Some)
     }
@@ -228,6 +306,30 @@ impl Processor {
 
     fn place(&self) -> ImagePlace {
         self.images.as_ref().map_or(ImagePlace::InText, |images| images.place())
+    }
+
+    fn videos(&self) -> Option<&dyn VideoProcessor> {
+        self.images.as_ref().and_then(|images| images.videos())
+    }
+
+    fn no_videos(&self) -> Error {
+        Error::NoVideos { label: self.label.clone(), model_type: self.model_type.clone() }
+    }
+
+    /// The messages with each video's placeholder as text: not every template of these models knows videos, and those
+    /// that do write just that.
+    fn with_videos_in_words(&self, mut messages: Vec<Message>) -> Vec<Message> {
+        let Some(videos) = self.videos() else { return messages };
+        for part in messages.iter_mut().flat_map(|message| &mut message.content) {
+            if *part == Content::Video {
+                *part = Content::Text(videos.placeholder().to_owned());
+            }
+        }
+        messages
+    }
+
+    fn count_videos(&self, text: &str) -> usize {
+        self.videos().map_or(0, |videos| text.matches(videos.placeholder()).count())
     }
 
     /// How many placeholders so many pictures need.
@@ -280,11 +382,22 @@ impl Processor {
         Ok(())
     }
 
+    fn check_videos(&self, wanted: usize, videos: &[Video]) -> Result<()> {
+        if self.videos().is_none() && (wanted > 0 || !videos.is_empty()) {
+            return Err(self.no_videos());
+        }
+        if wanted != videos.len() {
+            return Err(Error::VideoCount { placeholders: wanted, videos: videos.len() });
+        }
+        Ok(())
+    }
+
     /// A guard over all text that comes from the user.
     fn guard(&self, messages: &[Message], options: &ChatOptions) -> Result<Guard> {
         let images = self.images.iter().flat_map(|images| [images.placeholder(), images.image_token()]);
+        let videos = self.videos().into_iter().flat_map(|videos| [videos.placeholder(), videos.video_token()]);
         let foreign = self.foreign_tokens.iter().map(|(token, _)| *token);
-        let specials = self.tokenizer.specials().with(images.chain(foreign));
+        let specials = self.tokenizer.specials().with(images.chain(videos).chain(foreign));
         let mut others = String::new();
         for value in options.tools.iter().chain(options.variables.values()) {
             // Writing to a string cannot fail.
@@ -292,33 +405,48 @@ impl Processor {
         }
         let texts = messages.iter().flat_map(|message| &message.content).filter_map(|part| match part {
             Content::Text(text) => Some(text.as_str()),
-            Content::Image => None,
+            Content::Image | Content::Video => None,
         });
         Guard::new(specials, texts.chain([others.as_str()]))
     }
 
     /// `text` still has its placeholders.
-    fn prepare(&self, images: &[Image], detail: Detail, text: &str) -> Result<Vec<PreparedImage>> {
-        let Some(processor) = &self.images else { return Ok(Vec::new()) };
+    fn prepare(&self, shown: Visuals<'_>, detail: Detail, text: &str) -> Result<Prepared> {
+        let Some(processor) = &self.images else { return Ok(Prepared::default()) };
         let text = text.replace(processor.placeholder(), "");
-        let detail = processor.detail_among(images.len(), detail);
-        images.iter().map(|image| processor.prepare_for(image, detail, &text)).collect()
+        let detail = processor.detail_among(shown.images.len(), detail);
+        let images = shown.images.iter().map(|image| processor.prepare_for(image, detail, &text));
+        let videos = self.videos().into_iter().flat_map(|videos| shown.videos.iter().map(|video| videos.prepare(video)));
+        Ok(Prepared { images: images.collect::<Result<_>>()?, videos: videos.collect::<Result<_>>()? })
     }
 
-    /// The text with each placeholder replaced by the picture's own text.
-    fn expand(&self, text: &str, images: &[PreparedImage]) -> String {
+    /// The text with each placeholder replaced by the picture's or video's own text; both in the order of the text.
+    fn expand(&self, text: &str, prepared: Prepared) -> (String, Vec<PreparedImage>) {
         let Some(processor) = self.images.as_ref().filter(|images| images.place() == ImagePlace::InText) else {
-            return text.to_string();
+            return (text.to_string(), prepared.images);
         };
-        let mut expanded = String::new();
-        let mut images = images.iter();
-        for (index, part) in text.split(processor.placeholder()).enumerate() {
-            if index > 0 {
-                expanded += &images.next().map(|image| processor.expand(image)).unwrap_or_default();
+        let video = self.videos().map(|videos| videos.placeholder());
+        let (mut expanded, mut ordered, mut rest) = (String::new(), Vec::new(), text);
+        let (mut images, mut videos) = (prepared.images.into_iter(), prepared.videos.into_iter());
+        loop {
+            let image = rest.find(processor.placeholder()).map(|at| (at, processor.placeholder(), false));
+            let video = video.and_then(|placeholder| Some((rest.find(placeholder)?, placeholder, true)));
+            let Some((at, placeholder, is_video)) = image.into_iter().chain(video).min_by_key(|&(at, ..)| at) else {
+                return (expanded + rest, ordered);
+            };
+            expanded += &rest[..at];
+            rest = &rest[at + placeholder.len()..];
+            let image = |image: PreparedImage| (processor.expand(&image), image);
+            let next = if is_video {
+                videos.next().map(|(video, words)| (words, video))
+            } else {
+                images.next().map(image)
+            };
+            if let Some((words, prepared)) = next {
+                expanded += &words;
+                ordered.push(prepared);
             }
-            expanded += part;
         }
-        expanded
     }
 
     /// The ids of a text whose user's parts are guarded.
@@ -364,7 +492,8 @@ impl Processor {
                 ImagePlace::First(id) => Some(id),
                 _ => self.image_id,
             };
-            let found = ids.iter().filter(|&&other| Some(other) == id).count();
+            let is_feature = |other: u32| Some(other) == id || Some(other) == self.video_id;
+            let found = ids.iter().filter(|&&other| is_feature(other)).count();
             let expected = images.iter().map(|image| image.vision_tokens).sum();
             if found != expected {
                 return Err(Error::ImageTokens { token: token.into(), expected, found });
@@ -380,13 +509,20 @@ impl std::fmt::Debug for Processor {
     }
 }
 
+/// Pictures and videos as the model takes them; with a video comes its text.
+#[derive(Default)]
+struct Prepared {
+    images: Vec<PreparedImage>,
+    videos: Vec<(PreparedImage, String)>,
+}
+
 /// How messages name a family's own template.
 const DEFAULT_TEMPLATE: &str = "the built-in chat template";
 
 fn protected(messages: &[Message], guard: &Guard) -> Vec<Message> {
     let part = |part: &Content| match part {
         Content::Text(text) => Content::Text(guard.protect(text).into_owned()),
-        Content::Image => Content::Image,
+        other => other.clone(),
     };
     let message =
         |message: &Message| Message { role: message.role.clone(), content: message.content.iter().map(part).collect() };

@@ -12,12 +12,26 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Files`]; [`Error::Value`] when there is no such file or it holds something else.
 pub(crate) fn preprocessor_config<T: DeserializeOwned>(files: &ModelFiles, nested: &str) -> Result<(String, T)> {
-    const NESTED: &str = "processor_config.json";
-    const PLAIN: &str = "preprocessor_config.json";
+    parsed(files, nested, PLAIN)
+}
+
+/// The settings for videos: as [`preprocessor_config`], with `video_preprocessor_config.json` before the file that
+/// pictures have; the last tells whether there were settings of their own.
+///
+/// # Errors
+/// As [`preprocessor_config`].
+pub(crate) fn video_config<T: DeserializeOwned>(files: &ModelFiles) -> Result<(String, T, bool)> {
+    let nested = files.json(NESTED)?.is_some_and(|value| value.get(VIDEO).is_some());
+    let plain = files.json(PLAIN_VIDEO)?.is_some();
+    let (file, settings) = parsed(files, VIDEO, if plain { PLAIN_VIDEO } else { PLAIN })?;
+    Ok((file, settings, nested || plain))
+}
+
+fn parsed<T: DeserializeOwned>(files: &ModelFiles, nested: &str, plain: &'static str) -> Result<(String, T)> {
     let inner = files.json(NESTED)?.and_then(|mut value| Some(value.get_mut(nested)?.take()));
     let (name, value) = match inner {
         Some(value) => (NESTED, Some(value)),
-        None => (PLAIN, files.json(PLAIN)?),
+        None => (plain, files.json(plain)?),
     };
     let file = files.label_of(name);
     let error = |message: String| Error::Value { file: file.clone(), key: "(root)".into(), message };
@@ -31,3 +45,8 @@ pub(crate) fn preprocessor_config<T: DeserializeOwned>(files: &ModelFiles, neste
         None => Err(error("the file is missing".into())),
     }
 }
+
+const NESTED: &str = "processor_config.json";
+const PLAIN: &str = "preprocessor_config.json";
+const PLAIN_VIDEO: &str = "video_preprocessor_config.json";
+const VIDEO: &str = "video_processor";

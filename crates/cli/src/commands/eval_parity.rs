@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use ocelli_engine::parity::{self, ParityReport, ParityRow};
 use ocelli_engine::{Family, Task, catalog};
-use ocelli_formats::{Config, ModelFiles};
 use serde::Serialize;
 
 use crate::arguments::EvalParityArgs;
@@ -50,10 +49,7 @@ fn folders_in(folder: &Path) -> Vec<PathBuf> {
 fn markdown(results: &[Compared]) -> anyhow::Result<String> {
     let mut of_family: BTreeMap<String, Vec<&Compared>> = BTreeMap::new();
     for result in results {
-        let config = ModelFiles::open(&result.folder).and_then(|files| Config::load(&files));
-        if let Ok(config) = config {
-            of_family.entry(config.model_type().to_owned()).or_default().push(result);
-        }
+        of_family.entry(result.model_type.clone()).or_default().push(result);
     }
     let mut text = "| family | `model_type` | takes | checked with | worst difference | tokens |\n".to_owned();
     text += "|---|---|---|---|---:|---|\n";
@@ -89,6 +85,8 @@ fn markdown(results: &[Compared]) -> anyhow::Result<String> {
 #[derive(Debug, Serialize)]
 struct Compared {
     folder: String,
+    #[serde(skip)]
+    model_type: String,
     pass: bool,
     /// The first tensor that diverges.
     first_divergence: Option<String>,
@@ -103,11 +101,19 @@ impl Compared {
             Ok(report) => Self {
                 folder,
                 pass: report.passed(),
+                model_type: report.model_type.clone(),
                 first_divergence: report.first_divergence().map(|row| row.name.clone()),
                 rows: report.rows,
                 error: None,
             },
-            Err(error) => Self { folder, pass: false, first_divergence: None, rows: Vec::new(), error: Some(error) },
+            Err(error) => Self {
+                folder,
+                model_type: String::new(),
+                pass: false,
+                first_divergence: None,
+                rows: Vec::new(),
+                error: Some(error),
+            },
         }
     }
 

@@ -9,7 +9,8 @@
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use super::{ImageProcessor, Model};
+use super::smolvlm::SmolVideo;
+use super::{ImageProcessor, Model, VideoProcessor};
 use crate::image::{Detail, Image, PixelTable, PreparedImage, ResampleFilter, Window, first_128_bits, resize};
 use crate::settings::preprocessor_config;
 use crate::{Error, Result};
@@ -21,18 +22,20 @@ struct Idefics3 {
     table: PixelTable,
     /// Image tokens per tile.
     tokens_per_tile: usize,
+    /// Only SmolVLM2 takes videos.
+    video: Option<SmolVideo>,
 }
 
 /// What shapes the pixels; the keys are those of `preprocessor_config.json`.
 #[derive(Clone, Debug, PartialEq)]
-struct Settings {
+pub(super) struct Settings {
     do_resize: bool,
     do_image_splitting: bool,
     size: Size,
-    tile: usize,
-    filter: ResampleFilter,
-    rescale: Option<f64>,
-    normalize: Option<([f32; 3], [f32; 3])>,
+    pub(super) tile: usize,
+    pub(super) filter: ResampleFilter,
+    pub(super) rescale: Option<f64>,
+    pub(super) normalize: Option<([f32; 3], [f32; 3])>,
 }
 
 /// What the first resize aims at.
@@ -44,7 +47,20 @@ enum Size {
 
 /// Reads `preprocessor_config.json` (or the `image_processor` of `processor_config.json`) and `config.json`.
 pub(super) fn load(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
-    let settings = Settings::load(model)?;
+    Ok(Box::new(Idefics3::load(model)?))
+}
+
+/// Of SmolVLM2: videos, too.
+pub(super) fn load_2(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
+    let pictures = Idefics3::load(model)?;
+    let video = SmolVideo::load(model, pictures.tokens_per_tile, pictures.settings.tile)?;
+    Ok(Box::new(Idefics3 { video: Some(video), ..pictures }))
+}
+
+impl Idefics3 {
+    fn load(model: &Model<'_>) -> Result<Self> {
+    let (file, raw) = preprocessor_config(model.files, "image_processor")?;
+    let settings = Settings::new(&file, raw)?;
     for token in [IMAGE, FAKE, GLOBAL] {
         model.require_token(token)?;
     }
@@ -54,7 +70,8 @@ pub(super) fn load(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
     };
     let tokens_per_tile = tokens_per_tile(model.config.root(), &vision, settings.tile)?;
     let table = PixelTable::new(settings.rescale, settings.normalize);
-    Ok(Box::new(Idefics3 { settings, table, tokens_per_tile }))
+    Ok(Self { settings, table, tokens_per_tile, video: None })
+    }
 }
 
 impl ImageProcessor for Idefics3 {
@@ -82,6 +99,7 @@ impl ImageProcessor for Idefics3 {
             pixel_values,
             shape: [plan.n_tiles(), 3, tile, tile],
             grid: [1, plan.rows, plan.cols],
+            frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (width, height),
             resized_to: plan.second,
@@ -117,13 +135,17 @@ impl ImageProcessor for Idefics3 {
     fn image_token(&self) -> &str {
         IMAGE
     }
+
+    fn videos(&self) -> Option<&dyn VideoProcessor> {
+        self.video.as_ref().map(|video| video as &dyn VideoProcessor)
+    }
 }
 
 /// The sizes a picture goes through, as `(width, height)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
-    first: (usize, usize),
-    second: (usize, usize),
+pub(super) struct Plan {
+    pub(super) first: (usize, usize),
+    pub(super) second: (usize, usize),
     rows: usize,
     cols: usize,
 }
@@ -135,9 +157,9 @@ impl Plan {
 }
 
 impl Settings {
-    fn load(model: &Model<'_>) -> Result<Self> {
-        let (file, raw): (String, RawSettings) = preprocessor_config(model.files, "image_processor")?;
-        let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
+    /// What `file` says, which is `raw`.
+    pub(super) fn new(file: &str, raw: RawSettings) -> Result<Self> {
+        let error = |key: &str, message: String| Error::Value { file: file.to_owned(), key: key.into(), message };
         let edge = |key: &str, value: usize| match value {
             1..=MAX_EDGE => Ok(value),
             _ => Err(error(key, format!("expected 1 to {MAX_EDGE}, got {value}"))),
@@ -162,7 +184,7 @@ impl Settings {
         })
     }
 
-    fn plan(&self, width: usize, height: usize, detail: Detail) -> Plan {
+    pub(super) fn plan(&self, width: usize, height: usize, detail: Detail) -> Plan {
         let first = match self.size {
             _ if !self.do_resize => (width, height),
             Size::Exact { width, height } => (width, height),
@@ -254,7 +276,7 @@ struct VisionConfig {
 }
 
 #[derive(Deserialize)]
-struct RawSettings {
+pub(super) struct RawSettings {
     #[serde(default = "defaults::yes")]
     do_resize: bool,
     #[serde(default = "defaults::yes")]
@@ -320,6 +342,6 @@ mod defaults {
 const MAX_SIDE: usize = 4096;
 /// No model asks for more; what it asks for beyond [`MAX_SIDE`] is cut there.
 const MAX_EDGE: usize = 8192;
-const IMAGE: &str = "<image>";
-const FAKE: &str = "<fake_token_around_image>";
-const GLOBAL: &str = "<global-img>";
+pub(super) const IMAGE: &str = "<image>";
+pub(super) const FAKE: &str = "<fake_token_around_image>";
+pub(super) const GLOBAL: &str = "<global-img>";

@@ -35,7 +35,7 @@ impl Default for ImageLimits {
 impl ImageLimits {
     /// # Errors
     /// [`Error::NoPixels`], [`Error::ImageTooLarge`].
-    fn check(&self, width: u32, height: u32) -> Result<()> {
+    pub(crate) fn check(&self, width: u32, height: u32) -> Result<()> {
         if width == 0 || height == 0 {
             return Err(Error::NoPixels { width: width as usize, height: height as usize });
         }
@@ -45,6 +45,21 @@ impl ImageLimits {
             return Err(Error::ImageTooLarge { width, height, max_side, max_pixels });
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// As [`ImageLimits::check`].
+    pub(crate) fn check_decoder(&self, decoder: &impl ImageDecoder) -> Result<()> {
+        let (width, height) = decoder.dimensions();
+        self.check(width, height)
+    }
+
+    /// What a decoder may allocate.
+    pub(crate) fn decoder(&self) -> Limits {
+        let mut limits = Limits::no_limits();
+        // The widest sample layout has 8 bytes per pixel, 16 for floats; the rest is room for the decoder's own tables.
+        limits.max_alloc = Some(self.max_pixels.saturating_mul(16).saturating_add(DECODER_TABLES));
+        limits
     }
 }
 
@@ -90,17 +105,14 @@ fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<(Format, impl Image
     }
     let format = sniff(bytes)?;
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format.decoder);
-    let mut decoder_limits = Limits::no_limits();
-    // The widest sample layout has 8 bytes per pixel, 16 for floats; the rest is room for the decoder's own tables.
-    decoder_limits.max_alloc = Some(limits.max_pixels.saturating_mul(16).saturating_add(DECODER_TABLES));
-    reader.limits(decoder_limits);
+    reader.limits(limits.decoder());
     let decoder = reader.into_decoder().map_err(|error| decode_error(format, error))?;
-    let (width, height) = decoder.dimensions();
-    limits.check(width, height)?;
+    limits.check_decoder(&decoder)?;
     Ok((format, decoder))
 }
 
-fn decode_error(format: Format, error: ImageError) -> Error {
+/// What a decoder says as an error of this crate.
+pub(crate) fn decode_error(format: Format, error: ImageError) -> Error {
     let message = error.to_string();
     let ended = matches!(&error, ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof);
     let format = format.name;
@@ -128,7 +140,8 @@ fn has_end_of_image(bytes: &[u8]) -> bool {
     true
 }
 
-fn to_rgb(picture: DynamicImage) -> Image {
+/// Any samples as 8-bit RGB.
+pub(crate) fn to_rgb(picture: DynamicImage) -> Image {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let pixels = match picture {
         DynamicImage::ImageRgb8(buffer) => buffer.into_raw(),

@@ -8,9 +8,10 @@ mod resample;
 mod sniff;
 
 pub use decode::{ImageLimits, decode_image, image_dimensions};
+pub(crate) use decode::{decode_error, to_rgb};
 pub(crate) use normalize::{PixelTable, Window};
 pub use resample::{ResampleFilter, resize};
-pub(crate) use sniff::shown;
+pub(crate) use sniff::{Format, shown, sniff};
 
 /// A decoded picture: 8-bit RGB, rows from top to bottom, `[height, width, 3]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub enum Detail {
     High,
 }
 
-/// What the vision tower gets for one picture.
+/// What the vision tower gets for one picture or video.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PreparedImage {
     /// Normalised, row-major.
@@ -66,6 +67,8 @@ pub struct PreparedImage {
     pub shape: [usize; 4],
     /// Frames, rows and columns: of tiles (no rows and columns where the whole picture is one tile), or of patches.
     pub grid: [usize; 3],
+    /// Seconds from one of the grid's frames to the next; 0 for a picture.
+    pub frame_seconds: f32,
     /// Ids that the tower reads beside the picture; most read none.
     pub text_ids: Vec<u32>,
     /// `(width, height)` of the picture as decoded.

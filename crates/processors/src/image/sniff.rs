@@ -6,16 +6,16 @@ use crate::{Error, Result};
 
 /// A format we decode, and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Format {
-    pub(super) name: &'static str,
-    pub(super) decoder: ImageFormat,
+pub(crate) struct Format {
+    pub(crate) name: &'static str,
+    pub(crate) decoder: ImageFormat,
 }
 
 /// The format of a picture.
 ///
 /// # Errors
 /// [`Error::EmptyImage`], [`Error::UnsupportedImageFormat`], [`Error::UnknownImageFormat`].
-pub(super) fn sniff(bytes: &[u8]) -> Result<Format> {
+pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     if bytes.is_empty() {
         return Err(Error::EmptyImage);
     }

@@ -35,6 +35,8 @@ pub enum Content {
     Text(String),
     /// The next picture.
     Image,
+    /// The next video.
+    Video,
 }
 
 /// How to render a conversation.
@@ -237,6 +239,8 @@ fn as_text(content: &[Content], placeholder: &str) -> String {
     for (index, part) in content.iter().enumerate() {
         match part {
             Content::Text(words) => text += words,
+            // A processor has put words in their place.
+            Content::Video => {}
             Content::Image => {
                 text += placeholder;
                 if index + 1 < content.len() {
@@ -252,6 +256,7 @@ fn as_part(part: &Content) -> serde_json::Value {
     match part {
         Content::Text(text) => json!({"type": "text", "text": text}),
         Content::Image => json!({"type": "image"}),
+        Content::Video => json!({"type": "video"}),
     }
 }
 
