@@ -19,7 +19,7 @@ pub(crate) use bench::BenchArgs;
 pub(crate) use locate::{DetectArgs, LocateArgs, PointArgs};
 pub(crate) use pipe::{AskArgs, CropArgs, FindArgs, HearArgs, PipeArgs, StepArgs, TaskName};
 pub(crate) use quantize::QuantizeArgs;
-pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs};
+pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs, VideoArgs};
 use shared::{out_path, positive};
 pub(crate) use transcribe::{TimestampsOf, TranscribeArgs, TranscriptFormat};
 
@@ -80,10 +80,11 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
 }
 
-/// Describe pictures, or ask the same question about each of them
+/// Describe pictures and videos, or ask the same question about each of them
 ///
 /// One picture: the answer is printed as it comes. Several: one line each, with progress and a summary on standard
-/// error; a picture that fails does not stop the others. Ctrl-C ends the run and keeps what is finished.
+/// error; a picture that fails does not stop the others. Ctrl-C ends the run and keeps what is finished. Models that take
+/// videos watch animated GIF, WebP and PNG files and, where ffmpeg is installed, all video files that are named.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -94,10 +95,11 @@ Examples:
   curl -s https://example.org/cat.png | ocelli describe -
   ocelli describe photo.jpg --model HuggingFaceTB/SmolVLM-256M-Instruct --quant q4 --quant-vision q8
   ocelli describe photo.jpg --model Salesforce/blip2-opt-2.7b --speed quality
+  ocelli describe clip.mp4 --model Qwen/Qwen2.5-VL-3B-Instruct --max-frames 16
   ocelli describe cat.png --raw --prompt \"User:<image>What is this?\\nAssistant:\"")]
 pub(crate) struct DescribeArgs {
-    /// Picture files, folders of them, patterns such as 'photos/*.jpg', or `-` for standard input
-    #[arg(value_name = "IMAGE|DIR|GLOB|-", required = true, value_hint = ValueHint::AnyPath)]
+    /// Pictures, videos, folders of pictures, patterns such as 'photos/*.jpg', or `-` for standard input
+    #[arg(value_name = "IMAGE|VIDEO|DIR|GLOB|-", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) images: Vec<OsString>,
 
     /// What to ask about each picture (default: "Describe the image.", or nothing where a model captions by itself)
@@ -124,18 +126,23 @@ pub(crate) struct DescribeArgs {
     pub(crate) answer: AnswerArgs,
 
     #[command(flatten)]
+    pub(crate) video: VideoArgs,
+
+    #[command(flatten)]
     pub(crate) model: ModelArgs,
 
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }
 
-/// Answer one prompt, with or without pictures
+/// Answer one prompt, with or without pictures and videos
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ocelli run --image chart.png \"Which bar is the tallest?\"
   ocelli run --image before.png --image after.png \"What changed?\"
+  ocelli run --model Qwen/Qwen2.5-VL-3B-Instruct --video clip.mp4 --max-frames 16 \"What happens?\"
+  ocelli run --model HuggingFaceTB/SmolVLM2-500M-Video-Instruct --video frames/ --fps 1 \"What happens?\"
   ocelli run --model Qwen/Qwen2.5-0.5B-Instruct \"Name three rivers.\"
   ocelli run --model Qwen/Qwen2.5-1.5B-Instruct --quant q4 \"Name three rivers.\"
   ocelli run --model ./my-base-model --raw \"Once upon a time\" --max-tokens 50
@@ -149,6 +156,10 @@ pub(crate) struct RunArgs {
     #[arg(short, long = "image", value_name = "IMAGE|-", value_hint = ValueHint::FilePath)]
     pub(crate) images: Vec<OsString>,
 
+    /// A video for the prompt, behind the pictures: a file, or a folder of frames, sorted by name
+    #[arg(long = "video", value_name = "VIDEO|DIR", value_hint = ValueHint::AnyPath)]
+    pub(crate) videos: Vec<OsString>,
+
     /// Give the prompt to the model verbatim, without its chat template; `<image>` stands for each picture
     #[arg(long)]
     pub(crate) raw: bool,
@@ -157,16 +168,20 @@ pub(crate) struct RunArgs {
     pub(crate) answer: AnswerArgs,
 
     #[command(flatten)]
+    pub(crate) video: VideoArgs,
+
+    #[command(flatten)]
     pub(crate) model: ModelArgs,
 
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }
 
-/// Chat with a model, with pictures or without
+/// Chat with a model, with pictures and videos or without
 ///
-/// At the prompt: /image PATH adds a picture to your next message, /clear starts anew, /stats tells about the last
-/// answer, /help lists everything, /quit or Ctrl-D ends. Ctrl-C stops an answer; twice at the prompt, it ends.
+/// At the prompt: /image PATH adds a picture to your next message, /video PATH a video or a folder of frames, /clear starts
+/// anew, /stats tells about the last answer, /help lists everything, /quit or Ctrl-D ends. Ctrl-C stops an answer; twice
+/// at the prompt, it ends.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -175,8 +190,8 @@ Examples:
   ocelli chat --model HuggingFaceTB/SmolVLM-256M-Instruct --system \"Answer in one sentence.\"
   printf '/image photo.jpg\\nWhat is this?\\n' | ocelli chat")]
 pub(crate) struct ChatArgs {
-    /// Pictures for the first message
-    #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    /// Pictures and videos for the first message
+    #[arg(value_name = "IMAGE|VIDEO", value_hint = ValueHint::FilePath)]
     pub(crate) images: Vec<OsString>,
 
     /// What the model should know or be before the first message
@@ -186,6 +201,9 @@ pub(crate) struct ChatArgs {
     /// How closely to look at pictures: more tiles are more tokens
     #[arg(long, value_enum, default_value_t)]
     pub(crate) detail: DetailArg,
+
+    #[command(flatten)]
+    pub(crate) video: VideoArgs,
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -325,7 +343,8 @@ pub(crate) struct EvalDemoArgs {
 
 /// Compare models with recorded results of the reference implementation, tensor by tensor
 ///
-/// Each folder holds a checkpoint, `image*.png` (for models that see), `reference.safetensors` and `reference.json`.
+/// Each folder holds a checkpoint (or the name of the folder that does), `image*.png`, `video*.gif`,
+/// `reference.safetensors` and `reference.json`.
 /// Exits with 1 if any comparison fails, and names the first tensor that diverges.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -1,5 +1,5 @@
-//! From the arguments of a command to the pictures or recordings they stand for: files, folders, patterns and standard
-//! input.
+//! From the arguments of a command to the pictures, videos or recordings they stand for: files, folders, patterns and
+//! standard input.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use glob::MatchOptions;
-use ocelli_processors::{Image, ImageLimits, decode_image};
+use ocelli_processors::{
+    Content, Error, Image, ImageLimits, Processor, Video, VideoOptions, VideoSource, decode_image, is_animated,
+};
 
 use crate::exit::{Exit, Failure};
 
@@ -25,6 +27,12 @@ pub(crate) struct Kind {
 pub(crate) const PICTURES: Kind =
     Kind { noun: "pictures", extensions: &["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"] };
 
+/// Videos that are asked for by their name; those that move among the pictures are found by looking.
+const VIDEOS: Kind = Kind {
+    noun: "videos",
+    extensions: &["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "wmv", "flv", "ogv", "3gp"],
+};
+
 /// Recordings.
 pub(crate) const AUDIO: Kind =
     Kind { noun: "recordings", extensions: &["wav", "flac", "mp3", "ogg", "oga", "m4a", "m4b", "mp4", "aac"] };
@@ -36,6 +44,35 @@ pub(crate) enum Input {
     Stdin,
     /// A file, which need not exist.
     File(PathBuf),
+}
+
+/// What a model is shown.
+#[derive(Clone, Debug)]
+pub(crate) enum Shown {
+    Image(Image),
+    Video(Video),
+}
+
+impl Shown {
+    /// Its place in a message.
+    pub(crate) fn place(&self) -> Content {
+        match self {
+            Self::Image(_) => Content::Image,
+            Self::Video(_) => Content::Video,
+        }
+    }
+
+    /// Pictures and videos apart, each in order.
+    pub(crate) fn apart(all: impl IntoIterator<Item = Self>) -> (Vec<Image>, Vec<Video>) {
+        let (mut images, mut videos) = (Vec::new(), Vec::new());
+        for shown in all {
+            match shown {
+                Self::Image(image) => images.push(image),
+                Self::Video(video) => videos.push(video),
+            }
+        }
+        (images, videos)
+    }
 }
 
 /// The files found, and remarks on arguments that gave none.
@@ -65,6 +102,39 @@ impl Input {
     /// The reason, without the name.
     pub(crate) fn decode(&self, limits: &ImageLimits) -> anyhow::Result<Image> {
         Ok(decode_image(&self.read(limits.max_bytes)?, limits)?)
+    }
+
+    /// Reads a picture or a video, whichever it is: what moves is a video for a model that takes videos, and its first
+    /// frame a picture for another one.
+    ///
+    /// # Errors
+    /// The reason, without the name.
+    pub(crate) fn look(&self, model: &Processor, limits: &ImageLimits, how: &VideoOptions) -> anyhow::Result<Shown> {
+        if matches!(self, Self::File(path) if VIDEOS.holds(path)) {
+            return self.watch(model, limits, how).map(Shown::Video);
+        }
+        let bytes = self.read(limits.max_bytes)?;
+        if model.has_videos() && is_animated(&bytes, limits) {
+            return Ok(Shown::Video(model.read_video(&VideoSource::animation(bytes, limits)?, how)?));
+        }
+        match decode_image(&bytes, limits) {
+            Err(Error::UnsupportedImageFormat { format }) if format.ends_with("video") => {
+                self.watch(model, limits, how).map(Shown::Video)
+            }
+            image => Ok(Shown::Image(image?)),
+        }
+    }
+
+    /// Reads a video: a file, or a folder of its frames.
+    ///
+    /// # Errors
+    /// The reason, without the name.
+    pub(crate) fn watch(&self, model: &Processor, limits: &ImageLimits, how: &VideoOptions) -> anyhow::Result<Video> {
+        let source = match self {
+            Self::Stdin => VideoSource::animation(self.read(limits.max_bytes)?, limits)?,
+            Self::File(path) => VideoSource::open(path, limits)?,
+        };
+        Ok(model.read_video(&source, how)?)
     }
 
     /// At most one byte more than `limit`: enough for the decoder to refuse what is longer.

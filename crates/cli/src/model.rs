@@ -10,10 +10,11 @@ use ocelli_engine::{
     ModelInfo, Request, demo,
 };
 use ocelli_formats::{ModelFiles, hub_cache};
-use ocelli_processors::{ChatOptions, Content, Image, Message};
+use ocelli_processors::{ChatOptions, Content, Message};
 
 use crate::arguments::{DEMO, DeviceArgs, SamplingArgs};
 use crate::exit::{Exit, Failure, exit_of};
+use crate::inputs::Shown;
 use crate::interrupt::Graceful;
 use crate::terminal::{draw_target, remark, word};
 
@@ -129,21 +130,33 @@ fn as_flags(error: &ocelli_engine::Error) -> String {
     }
 }
 
-/// One prompt with its pictures as a request: verbatim, or as a user's message.
+/// Checks that the model takes videos, before one is read.
+///
+/// # Errors
+/// When it does not.
+pub(crate) fn require_videos(engine: &Engine) -> Result<(), Failure> {
+    if engine.processor().has_videos() {
+        return Ok(());
+    }
+    let (label, model_type) = (engine.info().label.clone(), engine.info().model_type.clone());
+    Err(Failure::new(Exit::Model, ocelli_processors::Error::NoVideos { label, model_type }))
+}
+
+/// One prompt with its pictures and videos as a request: verbatim, or as a user's message.
 pub(crate) fn request(
     prompt: &str,
-    images: Vec<Image>,
+    shown: Vec<Shown>,
     raw: bool,
     chat: ChatOptions,
     options: GenerateOptions,
 ) -> Request {
+    let content = shown.iter().map(Shown::place).chain([Content::Text(prompt.to_owned())]).collect();
+    let (images, videos) = Shown::apart(shown);
     let input = if raw {
-        Input::Raw { text: prompt.to_owned(), images, detail: chat.detail }
+        Input::Raw { text: prompt.to_owned(), images, videos, detail: chat.detail }
     } else {
-        let pictures = images.iter().map(|_| Content::Image);
-        let content = pictures.chain([Content::Text(prompt.to_owned())]).collect();
         let messages = vec![Message { role: "user".to_owned(), content }];
-        Input::Chat { messages, images, options: chat }
+        Input::Chat { messages, images, videos, options: chat }
     };
     Request { input, options }
 }
@@ -209,8 +222,12 @@ pub(crate) fn statistics(answer: &Answer) -> Vec<String> {
         let ([width, height], [seen_width, seen_height]) = (image.image_size, image.resized_to);
         let smaller = if seen_width * seen_height < width * height { " (reduced)" } else { "" };
         let tokens = image.vision_tokens;
+        let (kind, frames) = match image.frames {
+            0 | 1 => ("image", String::new()),
+            n => ("video", format!("{n} frames ")),
+        };
         lines.push(format!(
-            "image {width}x{height}, seen as {seen_width}x{seen_height}{smaller}: {tokens} vision tokens"
+            "{kind} {width}x{height}, {frames}seen as {seen_width}x{seen_height}{smaller}: {tokens} vision tokens"
         ));
     }
     let Answer { prompt_tokens, completion_tokens, timings: t, .. } = answer;

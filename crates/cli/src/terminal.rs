@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 
 use crate::model::Piece;
 
@@ -69,6 +69,15 @@ pub(crate) fn progress_bar(total: usize, unit: &'static str) -> ProgressBar {
     // Drawn at once, and again while a slow model is busy with one item.
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
+}
+
+/// What is being done, on standard error, for as long as the spinner lives; hidden where that is no terminal.
+pub(crate) fn spinner(message: &str) -> ProgressBar {
+    let spinner = ProgressBar::with_draw_target(None, draw_target()).with_finish(ProgressFinish::AndClear);
+    spinner.set_style(ProgressStyle::with_template("{spinner} {wide_msg}").expect("the template is a constant"));
+    spinner.set_message(printable(message).into_owned());
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }
 
 /// Standard error where it is a terminal that can move its cursor, nothing otherwise.

@@ -78,6 +78,8 @@ pub struct ImageUse {
     pub image_size: [usize; 2],
     /// Width and height that the model saw, all tiles together.
     pub resized_to: [usize; 2],
+    /// Frames that were looked at; 1 for a picture.
+    pub frames: usize,
     /// Tokens of the prompt that stand for it.
     pub vision_tokens: usize,
 }

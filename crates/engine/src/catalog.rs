@@ -8,6 +8,7 @@ use ocelli_backend::{Quant, RandomWeights, WeightSource};
 use ocelli_backend_cpu::CpuBackend;
 use ocelli_formats::{Config, ModelFiles};
 use ocelli_models::{ARCHITECTURES, Architecture};
+use ocelli_processors::video_families;
 use serde::{Deserialize, Serialize};
 
 use crate::bench::{PUBLISHED, backend, published_files};
@@ -36,6 +37,8 @@ pub enum Task {
     Describe,
     /// It answers questions about pictures.
     Ask,
+    /// It answers questions about videos.
+    Watch,
     /// It says where things are in a picture.
     Detect,
     /// It writes down what is said in a recording.
@@ -97,6 +100,7 @@ pub(crate) fn tasks(&Architecture { model_type, sees_images, .. }: &Architecture
         _ if HEARING.contains(&model_type) => vec![Task::Transcribe],
         true if CAPTIONING.contains(&model_type) => vec![Task::Describe],
         true if DETECTING.contains(&model_type) => vec![Task::Describe, Task::Ask, Task::Detect],
+        true if video_families().contains(&model_type) => vec![Task::Describe, Task::Ask, Task::Watch],
         true => vec![Task::Describe, Task::Ask],
         false => vec![Task::Text],
     }

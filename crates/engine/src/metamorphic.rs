@@ -67,7 +67,8 @@ pub fn check(
     ];
     if !images.is_empty() || !videos.is_empty() || heard.is_some() {
         let negatives: Vec<Image> = images.iter().map(negative).collect();
-        let films: Vec<Video> = videos.iter().map(|video| with_frames(video, video.frames.iter().map(negative))).collect();
+        let films: Vec<Video> =
+            videos.iter().map(|video| with_frames(video, video.frames.iter().map(negative))).collect();
         let negatives = Visuals { images: &negatives, videos: &films };
         let negatives = model.processor.raw_prompt(text, negatives)?.images;
         let backwards: Vec<f32> = recording.unwrap_or_default().iter().rev().copied().collect();

@@ -292,6 +292,7 @@ fn image_use(image: &PreparedImage) -> ImageUse {
     ImageUse {
         image_size: image.image_size.into(),
         resized_to: image.resized_to.into(),
+        frames: image.frames,
         vision_tokens: image.vision_tokens,
     }
 }

@@ -515,6 +515,7 @@ mod tests {
             pixel_values: vec![0.0; 3 * 4],
             shape: [1, 3, 2, 2],
             grid: [1, 0, 0],
+            frames: 1,
             frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (2, 2),

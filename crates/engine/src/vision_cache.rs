@@ -61,6 +61,7 @@ mod tests {
             pixel_values: Vec::new(),
             shape: [1, 3, 0, 0],
             grid: [1, 0, 0],
+            frames: 1,
             frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (0, 0),

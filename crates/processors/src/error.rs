@@ -300,7 +300,9 @@ impl Error {
             Self::TruncatedImage { .. } => "the file is incomplete; copy or download it again",
             Self::NoFrames => "a folder's frames are JPEG, PNG, WebP, GIF, BMP or TIFF files",
             Self::FrameSize { .. } => "bring all frames to one size first",
-            Self::VideoTooLong { .. } => "make a video file of it, for example with ffmpeg: not all of its frames are decoded",
+            Self::VideoTooLong { .. } => {
+                "make a video file of it, for example with ffmpeg: not all of its frames are decoded"
+            }
             Self::NoFfmpeg => "install ffmpeg, or give an animated GIF, WebP or PNG, or a folder of frames",
             Self::NoVideos { .. } => return Some(format!("these do: {}", video_families().join(", "))),
             Self::UnknownAudioFormat { .. } => "WAV, FLAC, MP3, OGG (Vorbis) and M4A (AAC, ALAC) are supported",

@@ -416,7 +416,8 @@ impl Processor {
         let text = text.replace(processor.placeholder(), "");
         let detail = processor.detail_among(shown.images.len(), detail);
         let images = shown.images.iter().map(|image| processor.prepare_for(image, detail, &text));
-        let videos = self.videos().into_iter().flat_map(|videos| shown.videos.iter().map(|video| videos.prepare(video)));
+        let videos =
+            self.videos().into_iter().flat_map(|videos| shown.videos.iter().map(|video| videos.prepare(video)));
         Ok(Prepared { images: images.collect::<Result<_>>()?, videos: videos.collect::<Result<_>>()? })
     }
 
@@ -437,11 +438,8 @@ impl Processor {
             expanded += &rest[..at];
             rest = &rest[at + placeholder.len()..];
             let image = |image: PreparedImage| (processor.expand(&image), image);
-            let next = if is_video {
-                videos.next().map(|(video, words)| (words, video))
-            } else {
-                images.next().map(image)
-            };
+            let next =
+                if is_video { videos.next().map(|(video, words)| (words, video)) } else { images.next().map(image) };
             if let Some((words, prepared)) = next {
                 expanded += &words;
                 ordered.push(prepared);

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 use ocelli_engine::{EarlyStopping, EngineOptions, GenerateOptions};
-use ocelli_processors::{ChatOptions, Detail, ImageLimits};
+use ocelli_processors::{ChatOptions, Detail, ImageLimits, VideoOptions};
 use serde_json::Value;
 
 use super::DEMO;
@@ -54,6 +54,26 @@ impl PromptArgs {
     pub(crate) fn image_limits(&self) -> ImageLimits {
         let chosen = |pixels| ImageLimits { max_pixels: u64::from(pixels), max_side: pixels, ..ImageLimits::default() };
         self.max_pixels.map_or_else(ImageLimits::default, chosen)
+    }
+}
+
+/// How a video is looked at.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Videos")]
+pub(crate) struct VideoArgs {
+    /// Frames per second to look at; a folder of frames holds so many (default: as the model is configured, 1 or 2)
+    #[arg(long, value_name = "N", value_parser = frame_rate)]
+    pub(crate) fps: Option<f64>,
+
+    /// Look at no more frames than this: each is tokens and time (default: as the model is configured)
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) max_frames: Option<usize>,
+}
+
+impl VideoArgs {
+    /// With this detail of each frame.
+    pub(crate) fn options(&self, detail: Detail) -> VideoOptions {
+        VideoOptions { fps: self.fps, max_frames: self.max_frames, detail }
     }
 }
 
@@ -261,6 +281,11 @@ fn variable(text: &str) -> Result<(String, Value), String> {
     Ok((name.to_owned(), value))
 }
 
+fn frame_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| *rate > 0.0 && *rate <= MOST_FPS);
+    rate.ok_or_else(|| format!("expected a number above 0, at most {MOST_FPS}"))
+}
+
 /// Far more than any machine has cores, and few enough to be started.
 pub(super) fn threads(text: &str) -> Result<usize, String> {
     let n_threads = positive(text)?;
@@ -286,6 +311,8 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 }
 
 const MOST_THREADS: usize = 1024;
+/// More than any camera takes.
+const MOST_FPS: f64 = 1e6;
 
 #[cfg(test)]
 mod tests {
@@ -304,6 +331,14 @@ mod tests {
         assert_eq!(size("2k"), Ok(2000));
         for bad in ["", "x", "4 parsecs", "-1", "1.2.3M"] {
             assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn frame_rates() {
+        assert_eq!((frame_rate("2"), frame_rate("0.5")), (Ok(2.0), Ok(0.5)));
+        for bad in ["0", "-1", "NaN", "inf", "1e9", "fast"] {
+            assert!(frame_rate(bad).is_err(), "{bad}");
         }
     }
 

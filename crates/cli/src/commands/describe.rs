@@ -107,12 +107,16 @@ impl Batch<'_> {
 
     fn ask(&self, input: &Input, graceful: &Graceful) -> Result<Answer, Problem> {
         let started = Instant::now();
-        let image =
-            input.decode(&self.args.answer.prompting.image_limits()).map_err(|error| Problem::Picture(error.into()))?;
+        let (limits, how) = (
+            self.args.answer.prompting.image_limits(),
+            self.args.video.options(self.args.answer.prompting.chat_options().detail),
+        );
+        let shown = input.look(self.engine.processor(), &limits, &how);
+        let shown = shown.map_err(|error| Problem::Picture(error.into()))?;
         let decode_ms = started.elapsed().as_secs_f64() * 1e3;
         let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
         let prompt = prompt.as_deref().unwrap_or_else(|| self.engine.processor().default_prompt());
-        let request = model::request(prompt, vec![image], *raw, how.prompting.chat_options(), self.options.clone());
+        let request = model::request(prompt, vec![shown], *raw, how.prompting.chat_options(), self.options.clone());
         let (mut closed, mut printer) = (None, AnswerPrinter::new());
         let result = model::answer(&self.engine, request, graceful, |piece| {
             let printed = if self.show == Show::Stream { printer.show(piece) } else { Ok(()) };

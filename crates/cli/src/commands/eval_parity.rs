@@ -59,6 +59,7 @@ fn markdown(results: &[Compared]) -> anyhow::Result<String> {
         let takes = match family.tasks[..] {
             [Task::Transcribe, ..] => "recordings",
             [Task::Text, ..] => "text",
+            [.., Task::Watch] => "pictures, videos, text",
             _ => "pictures, text",
         };
         let name = |result: &&Compared| format!("`{}`", Path::new(&result.folder).file_name()?.display()).into();

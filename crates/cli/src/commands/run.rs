@@ -5,29 +5,31 @@ use std::time::Instant;
 
 use anyhow::Context;
 use ocelli_engine::{Answer, Engine};
-use ocelli_processors::{Image, ImageLimits};
+use ocelli_processors::ImageLimits;
 
 use crate::arguments::RunArgs;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::inputs::Input;
+use crate::inputs::{Input, Shown};
 use crate::interrupt::Graceful;
 use crate::model::{self, Piece};
 use crate::record::Record;
-use crate::terminal::{AnswerPrinter, note, print};
+use crate::terminal::{AnswerPrinter, note, print, spinner};
 
 pub(crate) fn run(args: &RunArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
     let inputs: Vec<Input> = args.images.iter().map(|image| Input::single(image)).collect();
-    let uses_of_stdin = inputs.iter().filter(|input| **input == Input::Stdin).count() + usize::from(args.prompt == "-");
+    let videos: Vec<Input> = args.videos.iter().map(|video| Input::single(video)).collect();
+    let all = || inputs.iter().chain(&videos);
+    let uses_of_stdin = all().filter(|input| **input == Input::Stdin).count() + usize::from(args.prompt == "-");
     if uses_of_stdin > 1 {
         return Err(Failure::message(Exit::Usage, "standard input can be read only once"));
     }
     let prompt = read_prompt(&args.prompt)?;
     let files = model::find(&args.model.model, args.model.revision.as_deref())?;
-    let names: Vec<String> = inputs.iter().map(Input::name).collect();
+    let names: Vec<String> = all().map(Input::name).collect();
     let started = Instant::now();
     // Before the model is loaded: a mistyped path should not cost a minute.
-    let (images, decode_ms) = match decode(&inputs, &args.answer.prompting.image_limits()) {
+    let (mut shown, mut decode_ms) = match decode(&inputs, &args.answer.prompting.image_limits()) {
         Ok(images) => (images, started.elapsed().as_secs_f64() * 1e3),
         Err(failure) => return fail(args, &names, files.label(), failure),
     };
@@ -35,8 +37,15 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         model::introduce(&args.model.model);
     }
     let engine = model::load(&files, &args.model.device)?;
-    model::require(&engine, !images.is_empty(), args.raw)?;
-    match answer(args, &engine, &prompt, images) {
+    model::require(&engine, !names.is_empty(), args.raw)?;
+    let started = Instant::now();
+    // Which frames of a video are read depends on the model.
+    match watch(args, &videos, &engine) {
+        Ok(videos) => shown.extend(videos),
+        Err(failure) => return fail(args, &names, files.label(), failure),
+    }
+    decode_ms += started.elapsed().as_secs_f64() * 1e3;
+    match answer(args, &engine, &prompt, shown) {
         Ok(mut answer) => {
             answer.timings.preprocess_ms += decode_ms;
             answer.timings.ttft_ms += decode_ms;
@@ -58,14 +67,29 @@ fn read_prompt(argument: &str) -> Result<String, Failure> {
     Ok(prompt)
 }
 
-fn decode(inputs: &[Input], limits: &ImageLimits) -> Result<Vec<Image>, Failure> {
+fn decode(inputs: &[Input], limits: &ImageLimits) -> Result<Vec<Shown>, Failure> {
     let decode = |input: &Input| input.decode(limits).map_err(|error| Failure::from(error.context(input.name())));
-    inputs.iter().map(decode).collect()
+    inputs.iter().map(|input| decode(input).map(Shown::Image)).collect()
 }
 
-fn answer(args: &RunArgs, engine: &Engine, prompt: &str, images: Vec<Image>) -> Result<Answer, Failure> {
+fn watch(args: &RunArgs, videos: &[Input], engine: &Engine) -> Result<Vec<Shown>, Failure> {
+    if videos.is_empty() {
+        return Ok(Vec::new());
+    }
+    model::require_videos(engine)?;
+    let (limits, how) =
+        (args.answer.prompting.image_limits(), args.video.options(args.answer.prompting.chat_options().detail));
+    let watch = |input: &Input| {
+        let _spinner = spinner(&format!("reading {}", input.name()));
+        let video = input.watch(engine.processor(), &limits, &how);
+        video.map(Shown::Video).map_err(|error| Failure::from(error.context(input.name())))
+    };
+    videos.iter().map(watch).collect()
+}
+
+fn answer(args: &RunArgs, engine: &Engine, prompt: &str, shown: Vec<Shown>) -> Result<Answer, Failure> {
     let options = model::generate_options(&args.sampling, Some(engine.info()))?;
-    let request = model::request(prompt, images, args.raw, args.answer.prompting.chat_options(), options);
+    let request = model::request(prompt, shown, args.raw, args.answer.prompting.chat_options(), options);
     let graceful = Graceful::begin();
     let mut printer = AnswerPrinter::new();
     let show = |piece: Piece<'_>| if args.answer.json { Ok(()) } else { printer.show(piece) };

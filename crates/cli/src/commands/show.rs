@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ocelli_engine::{EngineOptions, Error, GenerationDefaults, ModelInfo, Quant};
 use ocelli_formats::{Checkpoint, Config, ModelFiles};
+use ocelli_processors::video_families;
 use serde::Serialize;
 
 use crate::arguments::ShowArgs;
@@ -41,6 +42,7 @@ struct About {
 struct Details {
     title: String,
     sees_images: bool,
+    takes_videos: bool,
     context_length: usize,
     kv_bytes_per_token: usize,
     /// Weights and the cache of a full context.
@@ -130,6 +132,7 @@ impl Details {
         Self {
             title: info.title,
             sees_images: info.sees_images,
+            takes_videos: video_families().contains(&info.model_type.as_str()),
             context_length: info.context_length,
             kv_bytes_per_token: info.kv_bytes_per_token,
             memory_bytes: info.weight_bytes + cache,
@@ -159,6 +162,7 @@ impl Details {
         let mut rows = if fewer.is_empty() { Vec::new() } else { vec![("quantised", fewer.join(", "))] };
         rows.extend([
             ("sees images", if self.sees_images { "yes" } else { "no" }.to_owned()),
+            ("takes videos", if self.takes_videos { "yes" } else { "no" }.to_owned()),
             (
                 "context",
                 format!("{} tokens, {} of cache each", self.context_length, bytes(self.kv_bytes_per_token as u64)),
@@ -195,6 +199,7 @@ mod tests {
         Details {
             title: "T".to_owned(),
             sees_images: false,
+            takes_videos: false,
             context_length: 1,
             kv_bytes_per_token: 1,
             memory_bytes: 1,

@@ -16,7 +16,7 @@ use super::spec::{Each, Step, Task};
 use super::template::{Fields, Jinja, Template};
 use crate::commands::transcribe::{decode, remarks};
 use crate::exit::Failure;
-use crate::inputs::Input;
+use crate::inputs::{Input, Shown};
 use crate::interrupt::Graceful;
 use crate::model;
 use crate::record::OneOrMany;
@@ -193,7 +193,8 @@ impl Asking<'_> {
             let decoded = picture.decode(&prompting.image_limits());
             decoded.map_err(|error| name.map_or(error.to_string(), |name| format!("{name}: {error}")))
         };
-        let pictures: Result<Vec<_>, String> = pictures.iter().map(decode).collect();
+        let pictures: Result<Vec<_>, String> =
+            pictures.iter().map(|picture| decode(picture).map(Shown::Image)).collect();
         let pictures = pictures.map_err(|reason| anyhow!(reason))?;
         let prompt = match prompt {
             Some(prompt) => self.text("prompt", prompt)?,

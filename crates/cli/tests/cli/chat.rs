@@ -1,6 +1,6 @@
 //! `ocelli chat`, driven by lines of standard input.
 
-use crate::support::Scratch;
+use crate::support::{Scratch, repository};
 
 fn chat(scratch: &Scratch, arguments: &[&str], lines: &str) -> crate::support::Ran {
     scratch.run_with_input(["chat", "--max-tokens", "12"].iter().chain(arguments), lines.as_bytes())
@@ -52,4 +52,24 @@ fn a_conversation_that_grows_too_long_can_go_on_after_a_clear() {
     assert!(ran.stderr.contains("tokens, but the model's context is"), "{ran:?}");
     let alone = scratch.run(["describe", "pics/a.png", "--max-tokens", "12"]);
     assert_eq!(ran.stdout.trim(), alone.ok().trim(), "the picture was kept for the next message: {ran:?}");
+}
+
+#[test]
+fn a_video_goes_with_the_next_message() {
+    let scratch = Scratch::new();
+    let model = scratch.copy_fixture("smolvlm");
+    let template =
+        "{% for message in messages %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endfor %}";
+    std::fs::write(model.join("chat_template.jinja"), template).unwrap();
+    let clip = repository("fixtures/smolvlm_video/video0.gif");
+    let lines = format!("/video {0}\nwhat happens?\n/stats\n/video\n/video gone.mp4\n", clip.display());
+    let ran = chat(&scratch, &["--model", model.to_str().unwrap(), "--max-frames", "2"], &lines);
+    for part in ["(2 frames) goes with your next message", "0 picture(s), 1 video(s), ", "2 frames seen as 64x64"] {
+        assert!(ran.stderr.contains(part), "{part} in {ran:?}");
+    }
+    assert!(ran.stderr.contains("/video clip.mp4") && ran.stderr.contains("error: gone.mp4: no such file"), "{ran:?}");
+    let still = scratch.copy_fixture("idefics3");
+    std::fs::write(still.join("chat_template.jinja"), template).unwrap();
+    let ran = chat(&scratch, &["--model", still.to_str().unwrap()], &format!("/video {}\n", clip.display()));
+    assert!(ran.code == 1 && ran.stderr.contains("takes no videos"), "{ran:?}");
 }

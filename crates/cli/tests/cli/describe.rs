@@ -1,6 +1,7 @@
 //! `ocelli describe`: one picture, many pictures, and pictures that fail.
 
 use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use crate::support::{Scratch, picture, repository};
 
@@ -202,4 +203,24 @@ fn there_are_no_colours_in_a_pipe() {
             scratch.command(["describe", "pics", "gone.png"]).envs(variables.iter().copied()).output().unwrap();
         assert!(!output.stderr.contains(&0x1b) && !output.stdout.contains(&0x1b), "{variables:?} {output:?}");
     }
+}
+
+#[test]
+fn what_moves_is_a_video_where_the_model_takes_videos() {
+    let scratch = Scratch::new();
+    let clip = repository("fixtures/qwen2_5_vl_video/video0.gif");
+    let describe = |model: &Path, prompt: &str| {
+        let arguments =
+            ["describe", "--raw", "--json", "--verbose", "--max-tokens", "2", "--prompt", prompt, "--model"];
+        scratch.run(arguments.map(PathBuf::from).iter().chain([&model.to_path_buf(), &clip]))
+    };
+    let watched = describe(&repository("fixtures/qwen2_5_vl"), "<|vision_start|><|video_pad|><|vision_end|>what?");
+    watched.ok();
+    assert!(watched.stderr.contains("video 100x60, 4 frames seen as 112x56: 16 vision tokens"), "{watched:?}");
+    let first = describe(&repository("fixtures/idefics3"), "<image>what?");
+    first.ok();
+    assert!(first.stderr.contains("image 100x60, seen as "), "{first:?}");
+    scratch.write("clip.mp4", b"no video");
+    let ran = scratch.run(["describe", "clip.mp4"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
 }

@@ -1,6 +1,8 @@
 //! `ocelli run`: one prompt.
 
-use crate::support::{Scratch, picture, repository};
+use std::path::{Path, PathBuf};
+
+use crate::support::{Ran, Scratch, picture, repository};
 
 #[test]
 fn a_question_about_a_picture() {
@@ -53,4 +55,44 @@ fn a_failure_is_an_object_too() {
     assert!(ran.stderr.starts_with("error: pics/b.png: "));
     let ran = scratch.run(["run", "--raw", ""]);
     assert_eq!((ran.code, ran.stderr.as_str()), (1, "error: the prompt is empty\n"));
+}
+
+/// What a Qwen2.5-VL reads of a prompt with a video.
+const WITH_VIDEO: [&str; 5] =
+    ["--raw", "--json", "--max-tokens", "2", "<|vision_start|><|video_pad|><|vision_end|>what happens?"];
+
+#[test]
+fn a_video_is_a_file_or_a_folder_of_frames() {
+    let scratch = Scratch::new();
+    let model = repository("fixtures/qwen2_5_vl");
+    let clip = repository("fixtures/qwen2_5_vl_video/video0.gif");
+    let run = |video: &Path, more: &[&str]| {
+        let mut arguments = vec!["run".into(), "--model".into(), model.clone(), "--video".into(), video.to_path_buf()];
+        arguments.extend(WITH_VIDEO.iter().chain(more).map(PathBuf::from));
+        scratch.run(&arguments)
+    };
+    let tokens = |ran: &Ran| {
+        ran.ok();
+        ran.objects()[0]["vision_tokens"].as_u64().unwrap()
+    };
+    // 3 pairs of frames of 4 x 2 tokens, and 2 pairs.
+    assert_eq!(tokens(&run(&clip, &["--fps", "3"])), 24);
+    assert_eq!(tokens(&run(&clip, &["--fps", "3", "--max-frames", "5"])), 16);
+    let frame = std::fs::read(repository("fixtures/qwen2_5_vl_video/image0.png")).unwrap();
+    scratch.write("frames/1.png", &frame);
+    let first = scratch.write("frames/2.png", &frame);
+    let ran = run(first.parent().unwrap(), &["--verbose"]);
+    // A pair of frames of 3 x 3 tokens.
+    assert_eq!(tokens(&ran), 9);
+    assert!(ran.stderr.contains("video 90x84, 2 frames seen as 84x84"), "{ran:?}");
+
+    let gone = run(Path::new("gone.mp4"), &[]);
+    assert_eq!((gone.code, gone.objects()[0]["error"].as_str()), (1, Some("gone.mp4: no such file")));
+    let zero = run(&clip, &["--fps", "0"]);
+    assert!(zero.code == 2 && zero.stderr.contains("expected a number above 0"), "{zero:?}");
+    let still = repository("fixtures/idefics3");
+    let still = ["run".as_ref(), "--raw".as_ref(), "--model".as_ref(), still.as_path(), "--video".as_ref(), &clip];
+    let still = scratch.run(still.iter().map(|part| part.as_os_str()).chain(["what happens?".as_ref()]));
+    assert_eq!(still.code, 3);
+    assert!(still.stderr.contains("takes no videos\nhint: these do: qwen2_5_vl, "), "{still:?}");
 }

@@ -86,6 +86,7 @@ impl ImageProcessor for Clip {
             pixel_values,
             shape: [1, 3, cropped.height, cropped.width],
             grid: [1, 0, 0],
+            frames: 1,
             frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (width, height),

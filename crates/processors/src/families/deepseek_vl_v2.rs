@@ -102,6 +102,7 @@ impl ImageProcessor for DeepseekVlV2 {
             pixel_values,
             shape: [1 + rows * columns, 3, tile, tile],
             grid: [1, rows, columns],
+            frames: 1,
             frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (width, height),

@@ -59,18 +59,18 @@ pub(super) fn load_2(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
 
 impl Idefics3 {
     fn load(model: &Model<'_>) -> Result<Self> {
-    let (file, raw) = preprocessor_config(model.files, "image_processor")?;
-    let settings = Settings::new(&file, raw)?;
-    for token in [IMAGE, FAKE, GLOBAL] {
-        model.require_token(token)?;
-    }
-    let vision: VisionConfig = match model.config.section("vision_config") {
-        Some(section) => section.parse()?,
-        None => return Err(model.config.root().error("vision_config", "missing").into()),
-    };
-    let tokens_per_tile = tokens_per_tile(model.config.root(), &vision, settings.tile)?;
-    let table = PixelTable::new(settings.rescale, settings.normalize);
-    Ok(Self { settings, table, tokens_per_tile, video: None })
+        let (file, raw) = preprocessor_config(model.files, "image_processor")?;
+        let settings = Settings::new(&file, raw)?;
+        for token in [IMAGE, FAKE, GLOBAL] {
+            model.require_token(token)?;
+        }
+        let vision: VisionConfig = match model.config.section("vision_config") {
+            Some(section) => section.parse()?,
+            None => return Err(model.config.root().error("vision_config", "missing").into()),
+        };
+        let tokens_per_tile = tokens_per_tile(model.config.root(), &vision, settings.tile)?;
+        let table = PixelTable::new(settings.rescale, settings.normalize);
+        Ok(Self { settings, table, tokens_per_tile, video: None })
     }
 }
 
@@ -99,6 +99,7 @@ impl ImageProcessor for Idefics3 {
             pixel_values,
             shape: [plan.n_tiles(), 3, tile, tile],
             grid: [1, plan.rows, plan.cols],
+            frames: 1,
             frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (width, height),

@@ -78,6 +78,7 @@ impl ImageProcessor for Moondream {
             pixel_values,
             shape: [n_crops, 3, crop, crop],
             grid: [1, tiling.rows, tiling.columns],
+            frames: 1,
             frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (width, height),

@@ -77,6 +77,7 @@ impl ImageProcessor for Qwen2Vl {
             shape: [1, 1, rows * columns, pixel_values.len() / (rows * columns)],
             pixel_values,
             grid: [1, rows, columns],
+            frames: 1,
             frame_seconds: 0.0,
             text_ids: Vec::new(),
             image_size: (width, height),
@@ -130,8 +131,10 @@ impl Settings {
         if !raw.do_resize {
             return Err(error("do_resize", "false is not supported: the tower takes whole tokens only".into()));
         }
-        let min_pixels = raw.min_pixels.or(raw.size.shortest_edge).or(raw.size.min_pixels).unwrap_or(defaults.min_pixels);
-        let max_pixels = raw.max_pixels.or(raw.size.longest_edge).or(raw.size.max_pixels).unwrap_or(defaults.max_pixels);
+        let min_pixels =
+            raw.min_pixels.or(raw.size.shortest_edge).or(raw.size.min_pixels).unwrap_or(defaults.min_pixels);
+        let max_pixels =
+            raw.max_pixels.or(raw.size.longest_edge).or(raw.size.max_pixels).unwrap_or(defaults.max_pixels);
         let filter = ResampleFilter::from_pillow(raw.resample)
             .ok_or_else(|| error("resample", format!("expected a filter number from 0 to 5, got {}", raw.resample)))?;
         Ok(Self {
@@ -142,10 +145,9 @@ impl Settings {
             merge: within("merge_size", raw.merge_size, MAX_PATCH)?,
             filter,
             rescale: raw.do_rescale.then_some(raw.rescale_factor),
-            normalize: raw.do_normalize.then_some((
-                raw.image_mean.unwrap_or(defaults.mean),
-                raw.image_std.unwrap_or(defaults.std),
-            )),
+            normalize: raw
+                .do_normalize
+                .then_some((raw.image_mean.unwrap_or(defaults.mean), raw.image_std.unwrap_or(defaults.std))),
         })
     }
 

@@ -14,7 +14,9 @@
 
 use serde::Deserialize;
 
-use super::qwen2_vl::{self, CLIP_MEAN, CLIP_STD, END, LOW_TOKENS, RawSettings, START, Settings, check_shape, smart_resize};
+use super::qwen2_vl::{
+    self, CLIP_MEAN, CLIP_STD, END, LOW_TOKENS, RawSettings, START, Settings, check_shape, smart_resize,
+};
 use super::{Model, VideoProcessor};
 use crate::image::{Detail, Image, PixelTable, PreparedImage, resize};
 use crate::settings::video_config;
@@ -62,7 +64,8 @@ impl QwenVideo {
     pub(super) fn load(model: &Model<'_>, defaults: &Defaults) -> Result<Self> {
         let (file, RawVideo { settings, sampling: raw }, is_own) = video_config(model.files)?;
         let mut settings = Settings::new(&file, settings, &defaults.settings)?;
-        let error = |key: &str, message: &str| Error::Value { file: file.clone(), key: key.into(), message: message.into() };
+        let error =
+            |key: &str, message: &str| Error::Value { file: file.clone(), key: key.into(), message: message.into() };
         if !(raw.fps > 0.0 && raw.fps.is_finite()) {
             return Err(error("fps", "expected a positive number"));
         }
@@ -190,6 +193,7 @@ impl VideoProcessor for QwenVideo {
             shape: [1, 1, patches, pixel_values.len() / patches],
             pixel_values,
             grid: [groups, rows, columns],
+            frames: video.frames.len(),
             frame_seconds: (frames as f64 / video.sampled_fps()) as f32,
             text_ids: Vec::new(),
             image_size: video.source_size,
@@ -277,3 +281,51 @@ const MOST_FRAMES: usize = 1 << 16;
 const MOST_TOKENS: usize = 1 << 24;
 const PAD: &str = "<|video_pad|>";
 const PLACEHOLDER: &str = "<|vision_start|><|video_pad|><|vision_end|>";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::ResampleFilter;
+
+    /// With the settings that are published for Qwen3-VL, and the defaults of the others.
+    fn processor(defaults: &Defaults, [min_pixels, max_pixels]: [usize; 2], is_capped: bool) -> QwenVideo {
+        let (patch, filter) = (defaults.settings.patch, ResampleFilter::Bicubic);
+        let settings =
+            Settings { min_pixels, max_pixels, patch, frames: 2, merge: 2, filter, rescale: None, normalize: None };
+        let max_video_tokens = defaults.max_video_tokens;
+        let sampling = Sampling { fps: 2.0, min_frames: 4, max_frames: 768, is_capped, max_video_tokens };
+        QwenVideo { settings, table: PixelTable::new(None, None), sampling, budget: defaults.budget }
+    }
+
+    /// Of the reference's `resize`, with and without `cap_pixels_per_frame`.
+    #[test]
+    fn sizes_are_those_of_the_reference() {
+        let areas = [QWEN_2.settings.min_pixels, QWEN_2.settings.max_pixels];
+        let of_2 = [true, false].map(|is_capped| processor(&QWEN_2, areas, is_capped));
+        let of_3 = [true, false].map(|is_capped| processor(&QWEN_3, [4096, 25_165_824], is_capped));
+        for (size, frames, expected) in [
+            ((640, 480), 8, [(644, 476), (644, 476), (640, 480), (640, 480)]),
+            ((1920, 1080), 8, [(1008, 560), (1008, 560), (1152, 640), (1920, 1088)]),
+            ((1920, 1080), 400, [(896, 504), (1008, 560), (320, 160), (320, 160)]),
+            ((1920, 1080), 768, [(644, 336), (1008, 560), (224, 128), (224, 128)]),
+            ((100, 60), 6, [(420, 252), (420, 252), (96, 64), (96, 64)]),
+            ((57, 1000), 5, [(84, 1344), (84, 1344), (64, 992), (64, 992)]),
+            ((20, 30), 2, [(280, 392), (280, 392), (32, 64), (32, 64)]),
+        ] {
+            let found: Vec<_> = of_2.iter().chain(&of_3).map(|of| of.target(size, frames, Detail::Auto)).collect();
+            assert_eq!(found, expected, "{size:?} in {frames} frames");
+        }
+        assert_eq!(of_2[0].target((4000, 4000), 8, Detail::Low), (448, 448));
+        assert_eq!(of_3[0].target((4000, 4000), 8, Detail::Low), (512, 512));
+    }
+
+    #[test]
+    fn a_line_or_nothing_is_refused() {
+        let processor = processor(&QWEN_3, [4096, 25_165_824], true);
+        let fit =
+            |width, height| processor.fit(&Image::new(width, height, vec![0; width * height * 3]), 2, Detail::Auto);
+        assert!(matches!(fit(201, 1), Err(Error::TooNarrow { .. })));
+        assert!(matches!(fit(0, 1), Err(Error::NoPixels { .. })));
+        assert!(fit(1, 1).is_ok());
+    }
+}

@@ -105,6 +105,7 @@ impl VideoProcessor for SmolVideo {
             pixel_values,
             shape: [n_frames, 3, tile, tile],
             grid: [n_frames, 0, 0],
+            frames: n_frames,
             frame_seconds: (1.0 / video.sampled_fps()) as f32,
             text_ids: Vec::new(),
             image_size: video.source_size,
@@ -177,8 +178,48 @@ const SKIPPED: f64 = 1.0;
 /// No model asks for more.
 const MOST_FRAMES: usize = 999;
 const SMALL: [&str; 20] = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
 ];
-const TENS: [&str; 10] =
-    ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
+const TENS: [&str; 10] = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of `num2words`, which the reference uses.
+    #[test]
+    fn numbers_are_words() {
+        for (number, words) in [
+            (1, "one"),
+            (8, "eight"),
+            (13, "thirteen"),
+            (20, "twenty"),
+            (21, "twenty-one"),
+            (64, "sixty-four"),
+            (100, "one hundred"),
+            (105, "one hundred and five"),
+            (768, "seven hundred and sixty-eight"),
+        ] {
+            assert_eq!(in_words(number), words);
+        }
+    }
+}

@@ -67,6 +67,8 @@ pub struct PreparedImage {
     pub shape: [usize; 4],
     /// Frames, rows and columns: of tiles (no rows and columns where the whole picture is one tile), or of patches.
     pub grid: [usize; 3],
+    /// Frames of a video that are looked at; 1 for a picture.
+    pub frames: usize,
     /// Seconds from one of the grid's frames to the next; 0 for a picture.
     pub frame_seconds: f32,
     /// Ids that the tower reads beside the picture; most read none.

@@ -50,10 +50,10 @@ pub(super) fn is_animated(bytes: &[u8], limits: &ImageLimits) -> bool {
 /// Counts the frames and adds up how long they last.
 pub(super) fn scan(bytes: &[u8], limits: &ImageLimits) -> Result<VideoInfo> {
     let (_, Some(frames)) = open(bytes, limits)? else { return Ok(VideoInfo { frames: 1, fps: Some(1.0) }) };
-    let (mut count, mut seconds, mut pixels) = (0, 0.0, 0);
+    let (mut count, mut milliseconds, mut pixels) = (0, 0.0, 0);
     for frame in frames {
         let frame = frame?;
-        (count, seconds) = (count + 1, seconds + frame.seconds);
+        (count, milliseconds) = (count + 1, milliseconds + frame.milliseconds);
         pixels += frame.image.pixels.len() as u64 / 3;
         if pixels > MOST_PIXELS {
             return Err(Error::VideoTooLong { limit: MOST_PIXELS });
@@ -62,7 +62,7 @@ pub(super) fn scan(bytes: &[u8], limits: &ImageLimits) -> Result<VideoInfo> {
     if count == 0 {
         return Err(Error::NoFrames);
     }
-    Ok(VideoInfo { frames: count, fps: Some(count as f64 / seconds) })
+    Ok(VideoInfo { frames: count, fps: Some(count as f64 * 1e3 / milliseconds) })
 }
 
 /// Decodes up to the last frame that is wanted.
@@ -89,7 +89,7 @@ pub(super) fn frames(
 /// A frame, and how long it lasts.
 struct Frame {
     image: Image,
-    seconds: f64,
+    milliseconds: f64,
 }
 
 type FrameIterator<'a> = Box<dyn Iterator<Item = Result<Frame>> + 'a>;
@@ -124,18 +124,19 @@ fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<(Format, Option<Fra
     };
     let frame = move |frame: ::image::Frame| {
         let (numerator, denominator) = frame.delay().numer_denom_ms();
-        let seconds = f64::from(numerator) / f64::from(denominator.max(1)) / 1e3;
+        let milliseconds = f64::from(numerator) / f64::from(denominator.max(1));
         let image = to_rgb(DynamicImage::ImageRgba8(frame.into_buffer()));
-        Frame { image, seconds: if seconds > 0.0 { seconds } else { UNTIMED } }
+        Frame { image, milliseconds: if milliseconds > 0.0 { milliseconds } else { UNTIMED } }
     };
-    let frames = frames.map(|frames| -> FrameIterator<'a> { Box::new(frames.map(move |next| next.map(frame).map_err(error))) });
+    let frames =
+        frames.map(|frames| -> FrameIterator<'a> { Box::new(frames.map(move |next| next.map(frame).map_err(error))) });
     Ok((format, frames))
 }
 
 /// Enough to tell a format.
 const HEADER: u64 = 512;
 const MOVING: [ImageFormat; 3] = [ImageFormat::Gif, ImageFormat::Png, ImageFormat::WebP];
-/// Seconds that a frame without a duration lasts.
-const UNTIMED: f64 = 0.1;
-/// Most pixels of all frames together: an hour of small frames, or minutes of large ones. Each is decoded twice.
-const MOST_PIXELS: u64 = 10_000_000_000;
+/// Milliseconds that a frame without a duration lasts.
+const UNTIMED: f64 = 100.0;
+/// Most pixels of all frames together: a minute of large ones, half an hour of small ones. Each is decoded twice.
+const MOST_PIXELS: u64 = 4_000_000_000;

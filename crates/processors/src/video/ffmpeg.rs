@@ -84,7 +84,9 @@ fn read_ppm(input: &mut impl BufRead, limits: &ImageLimits) -> Result<Option<Ima
     }
     let header = String::from_utf8_lossy(&header);
     let words: Vec<&str> = header.split_ascii_whitespace().collect();
-    let ["P6", width, height, "255"] = words[..] else { return Err(broken("ffmpeg sent something else than pictures")) };
+    let ["P6", width, height, "255"] = words[..] else {
+        return Err(broken("ffmpeg sent something else than pictures"));
+    };
     let side = |word: &str| word.parse::<u32>().map_err(|_| broken("ffmpeg sent a picture without a size"));
     let (width, height) = (side(width)?, side(height)?);
     limits.check(width, height)?;
@@ -192,7 +194,15 @@ mod tests {
 
     #[test]
     fn streams_that_are_none_are_errors() {
-        for stream in ["P6\n1 1\n255\nab", "P5\n1 1\n255\na", "P6\n1", "P6\n-1 2\n255\n", "P6\n0 2\n255\n", "\n\n\n", "P6\n99999 9\n255\n"] {
+        for stream in [
+            "P6\n1 1\n255\nab",
+            "P5\n1 1\n255\na",
+            "P6\n1",
+            "P6\n-1 2\n255\n",
+            "P6\n0 2\n255\n",
+            "\n\n\n",
+            "P6\n99999 9\n255\n",
+        ] {
             assert!(read_ppm(&mut stream.as_bytes(), &ImageLimits::default()).is_err(), "{stream:?}");
         }
     }

@@ -22,3 +22,5 @@ mod resize;
 mod support;
 #[cfg(test)]
 mod tokens;
+#[cfg(test)]
+mod video;
