@@ -7,7 +7,7 @@ use std::io::{IsTerminal, stdin, stdout};
 use std::path::Path;
 
 use ocelli_engine::{Answer, Engine, FinishReason, GenerateOptions, Input as Ask, Request};
-use ocelli_processors::{ChatOptions, Content, Detail, ImageLimits, Message, VideoOptions};
+use ocelli_processors::{ChatOptions, Content, ImageLimits, Message, VideoOptions};
 
 use crate::arguments::ChatArgs;
 use crate::exit::{Exit, Failure, Outcome};

@@ -20,7 +20,7 @@ use super::qwen2_vl::{
 use super::{Model, VideoProcessor};
 use crate::image::{Detail, Image, PixelTable, PreparedImage, resize};
 use crate::settings::video_config;
-use crate::video::{Video, VideoInfo, VideoOptions};
+use crate::video::{Video, VideoInfo, VideoOptions, frame_size};
 use crate::{Error, Result};
 
 /// The video processor of all three.
@@ -179,7 +179,8 @@ impl VideoProcessor for QwenVideo {
         let Settings { frames, merge, .. } = self.settings;
         let unit = self.settings.unit();
         if width % unit != 0 || height % unit != 0 {
-            return Err(Error::NoPixels { width: width / unit, height: height / unit });
+            let whole = (width.next_multiple_of(unit), height.next_multiple_of(unit));
+            return Err(frame_size(0, &video.frames[0], whole));
         }
         let mut pixel_values = Vec::new();
         for group in video.frames.chunks(frames) {
