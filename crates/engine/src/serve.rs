@@ -212,7 +212,7 @@ impl Server {
         // What is looked at by cross-attention has keys and values of its own, once for all beams.
         let looked_at = match self.session.image_input() {
             ImageInput::Context => prompt.images.iter().map(|image| image.vision_tokens).sum(),
-            ImageInput::None | ImageInput::Tokens(_) => 0,
+            ImageInput::None | ImageInput::Tokens(_) | ImageInput::TokensByKind { .. } => 0,
         };
         self.check_cache(held_tokens + answer_tokens * options.num_beams, looked_at)
     }
