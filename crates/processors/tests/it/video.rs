@@ -204,7 +204,7 @@ fn a_chat_has_videos_where_its_messages_have_them() {
         let prompt = processor.chat_prompt(&messages, shown, &ChatOptions::answer()).unwrap();
         let frames: Vec<usize> = prompt.images.iter().map(|image| image.frames).collect();
         assert_eq!(frames, [video.frames.len(), 1], "{name}: {}", prompt.text);
-        let error = processor.chat_prompt(&messages, &[image.clone()], &ChatOptions::answer()).unwrap_err();
+        let error = processor.chat_prompt(&messages, std::slice::from_ref(&image), &ChatOptions::answer()).unwrap_err();
         assert_eq!(error.to_string(), "the prompt has places for 1 video(s), but 0 were given");
     }
 }
