@@ -103,15 +103,6 @@ def rows():
         yield title, REAL_TIME, 4, f"whisper {count} ocelli", REAL_TIME, them, goals
 
 
-def our_figure(measured, job, name):
-    """ocelli's own figure, but for beams: it counts the first token of a search, which comes out of the prefill."""
-    value = figure(measured[job], name)
-    if name != BEAM_DECODE or value is None:
-        return value
-    new = int(SHAPES[job.split()[0]][2])
-    return value * new / (new + 1)
-
-
 def best(measured, name, jobs_of_row):
     """The job with the best median of those that were measured; None where none was."""
     there = [job for job in jobs_of_row if measured.get(job)]
@@ -134,7 +125,7 @@ def comparison(measured):
     for work, name, digits, our_job, their_name, their_jobs, goals in rows():
         their_job = best(measured, their_name, their_jobs)
         if our_job in measured and their_job:
-            us, them = our_figure(measured, our_job, name), figure(measured[their_job], their_name)
+            us, them = figure(measured[our_job], name), figure(measured[their_job], their_name)
             faster = ratio(name, us, them)
             told, met = zip(*(goal(us, faster) for goal in goals))
             cells = [work, number(us, digits), program(measured[their_job]), number(them, digits), f"**{faster:.2f}**"]
@@ -151,7 +142,7 @@ def goals_alone(measured):
     for name in SHAPES:
         job = f"{name} ocelli"
         if job in measured and beams(name) != "1":
-            cost = our_figure(measured, job, DECODE) / our_figure(measured, job, BEAM_DECODE)
+            cost = figure(measured[job], DECODE) / figure(measured[job], BEAM_DECODE)
             yield f"| {name}: a token with 3 beams, in greedy ones | {cost:.2f} | at most 1.6 | {yes(cost <= 1.6)} |\n"
     if (job := "blip2-opt-2.7b ocelli") in measured:
         peak = peak_mib(measured[job]) * (1 << 20) / 1e9
