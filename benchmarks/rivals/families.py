@@ -76,7 +76,7 @@ def at_least(limit, unit, us, _):
 
 
 def times(limit, _, faster):
-    return f"{limit} times as fast", faster >= limit
+    return "as fast" if limit == 1 else f"{limit} times as fast", faster >= limit
 
 
 def rows():

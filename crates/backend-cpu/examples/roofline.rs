@@ -25,11 +25,17 @@ fn main() {
     let run = Run { backend: &backend, filter };
     run.machine();
     // SmolVLM-256M: vision tower (192 of its 1024 rows, so that a call is shorter than a scheduler's time slice),
-    // prefill of one picture, decode of one token and of eight sequences.
+    // prefill of one picture, decode of one token and of eight sequences; towers of other families.
     for (name, rows, inputs, outputs) in [
         ("vision qkv", 192, 768, 768),
         ("vision up", 192, 768, 3072),
         ("vision down", 192, 3072, 768),
+        ("BLIP-2 tower qkv", 257, 1408, 4224),
+        ("BLIP-2 tower up", 257, 1408, 6144),
+        ("BLIP-2 tower down", 257, 6144, 1408),
+        ("Qwen-VL tower qkv", 1024, 1280, 3840),
+        ("Qwen-VL tower up", 1024, 1280, 3420),
+        ("Qwen-VL tower down", 1024, 3420, 1280),
         ("prefill qo", 84, 576, 576),
         ("prefill up", 84, 576, 1536),
         ("prefill down", 84, 1536, 576),

@@ -188,10 +188,11 @@ fn many_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>, s
             for row in rows.clone().step_by(TILE_ROWS) {
                 let tile_rows = (rows.end - row).min(TILE_ROWS);
                 let x = &problem.paired[row * row_pairs + start..];
-                let tiles = scratch.chunks_exact(tile_columns * pairs);
-                for (column, weights) in of_panel.clone().step_by(tile_columns).zip(tiles) {
+                let packed = scratch.chunks_exact(tile_columns * pairs);
+                for (of_tile, weights) in tiles::<P>(&of_panel).zip(packed) {
+                    let column = of_tile.start;
                     let tile = Tile { x, stride: row_pairs, weights, pairs, row, column, is_first: start == 0 };
-                    any_tile(arch, tile_rows, of_panel.end - column, &tile, out);
+                    any_tile(arch, tile_rows, of_tile.len(), &tile, out);
                 }
                 if start + pairs == row_pairs {
                     // While the sums are in the first-level cache.
@@ -203,6 +204,16 @@ fn many_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>, s
             }
         }
     }
+}
+
+/// The tiles of a panel, as wide as each other: a tile of one register would wait for each of its sums.
+#[inline(always)]
+fn tiles<P: Pairs>(panel: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<P> {
+    let (lanes, start, end) = (P::Simd::LANES, panel.start, panel.end);
+    let registers = panel.len().div_ceil(lanes);
+    let count = registers.div_ceil(TILE);
+    let first = move |tile: usize| end.min(start + tile * registers / count * lanes);
+    (0..count).map(move |tile| first(tile)..first(tile + 1))
 }
 
 /// Some elements of a panel's columns: per tile of columns `[pairs][TILE][lanes]`.
@@ -219,8 +230,8 @@ fn pack<P: Pairs>(
     // What will be packed next: the following elements of these columns, or else the first ones of the next columns.
     let to_next =
         if elements.end < inputs { 2 * elements.len() } else { 2 * (columns.len() * inputs - elements.start) };
-    for (tile, packed) in columns.clone().step_by(TILE * lanes).zip(panel.chunks_exact_mut(TILE * lanes * pairs)) {
-        for (at, column) in (tile..columns.end.min(tile + TILE * lanes)).step_by(lanes).enumerate() {
+    for (tile, packed) in tiles::<P>(columns).zip(panel.chunks_exact_mut(TILE * lanes * pairs)) {
+        for (at, column) in tile.step_by(lanes).enumerate() {
             let count = lanes.min(columns.end - column);
             for pair in (0..pairs).step_by(lanes) {
                 let first = elements.start + 2 * pair;
@@ -256,13 +267,16 @@ struct Tile<'a> {
     is_first: bool,
 }
 
-/// A tile of so many rows and columns (more columns are another tile's).
+/// A tile of so many rows and columns.
 #[inline(always)]
 fn any_tile<P: Pairs>(arch: P, rows: usize, columns: usize, tile: &Tile<'_>, out: &mut MatrixMut<'_>) {
     macro_rules! by_rows {
         ($columns:literal: $($rows:literal)+) => {
             match rows {
-                $($rows => tile_sums::<P, $rows, $columns>(arch, tile, out),)+
+                $($rows => arch.apart(
+                    #[inline(always)]
+                    || tile_sums::<P, $rows, $columns>(arch, tile, out),
+                ),)+
                 rows => unreachable!("a tile of {rows} rows"),
             }
         };

@@ -22,6 +22,10 @@ pub(crate) trait Pairs: Copy {
     /// The weaker proof.
     fn simd(self) -> Self::Simd;
 
+    /// Calls a function (which is inlined) in code of its own. Among other tiles in one large function, a compiler keeps
+    /// sums in memory that registers would hold.
+    fn apart(self, function: impl FnOnce());
+
     /// Per lane: the sum plus the products of both halves of the pairs.
     fn dot(self, sums: F32<Self>, a: Self::Pairs, b: Self::Pairs) -> F32<Self>;
 

@@ -69,6 +69,17 @@ impl Pairs for Avx512Bf16 {
     }
 
     #[inline(always)]
+    fn apart(self, function: impl FnOnce()) {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn within(function: impl FnOnce()) {
+            function();
+        }
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { within(function) }
+    }
+
+    #[inline(always)]
     fn dot(self, sums: __m512, a: __m512i, b: __m512i) -> __m512 {
         // SAFETY: `self` proves that the processor has the instruction; the casts only change the type.
         unsafe { _mm512_dpbf16_ps(sums, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
