@@ -43,7 +43,10 @@ impl Picture {
     /// The reason, without the name.
     pub(super) fn decode(&self, limits: &ImageLimits) -> anyhow::Result<Image> {
         let image = Input::single(self.file.as_ref()).decode(limits)?;
-        Ok(self.part.map_or_else(|| image.clone(), |part| image.crop(part)))
+        Ok(match self.part {
+            Some(part) => image.crop(part),
+            None => image,
+        })
     }
 }
 

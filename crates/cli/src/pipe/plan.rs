@@ -99,8 +99,10 @@ impl Found {
                 Some(Error::NoHearing { model_type })
             }
             Task::Locate { .. } if !abilities.contains(&Ability::Detect) => Some(Error::NoRegions { model_type }),
-            Task::Ask { images, .. } if !images.is_empty() && !info.sees_images => Some(Error::NoVision { model_type }),
-            Task::Ask { .. } if abilities == [Ability::Transcribe] => Some(Error::NothingToLookAt { model_type }),
+            Task::Ask(question) if !question.images.is_empty() && !info.sees_images => {
+                Some(Error::NoVision { model_type })
+            }
+            Task::Ask(_) if abilities == [Ability::Transcribe] => Some(Error::NothingToLookAt { model_type }),
             _ => None,
         };
         match refusal {

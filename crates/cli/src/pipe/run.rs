@@ -212,8 +212,8 @@ impl Run<'_> {
 /// Checks that the model can be asked at all, so that a run over many files fails once and not for each.
 fn require(stage: &[Step], engine: Option<&Engine>) -> Result<(), Failure> {
     for (step, engine) in stage.iter().zip(engine.into_iter().cycle()) {
-        if let Task::Ask { images, raw, .. } = &step.task {
-            let required = model::require(engine, !images.is_empty(), *raw);
+        if let Task::Ask(question) = &step.task {
+            let required = model::require(engine, !question.images.is_empty(), question.raw);
             required.map_err(|failure| failure.about(&format!("step `{}`", step.name)))?;
         }
     }

@@ -49,29 +49,19 @@ pub(super) struct Each {
 }
 
 pub(super) enum Task {
-    Ask {
-        images: Vec<Template>,
-        prompt: Option<Template>,
-        raw: bool,
-        prompting: PromptArgs,
-        sampling: Box<SamplingArgs>,
-    },
-    Transcribe {
-        audio: Template,
-        prompt: Option<Template>,
-        options: TranscribeOptions,
-    },
-    Locate {
-        boxes: bool,
-        image: Template,
-        thing: Template,
-        max: usize,
-    },
-    Crop {
-        image: Template,
-        boxes: Template,
-        margin: f32,
-    },
+    Ask(Question),
+    Transcribe { audio: Template, prompt: Option<Template>, options: TranscribeOptions },
+    Locate { boxes: bool, image: Template, thing: Template, max: usize },
+    Crop { image: Template, boxes: Template, margin: f32 },
+}
+
+/// What a model is asked.
+pub(super) struct Question {
+    pub(super) images: Vec<Template>,
+    pub(super) prompt: Option<Template>,
+    pub(super) raw: bool,
+    pub(super) prompting: PromptArgs,
+    pub(super) sampling: Box<SamplingArgs>,
 }
 
 /// A model as a step wants it loaded.
@@ -188,7 +178,7 @@ impl Task {
     /// What it reads, each with the key that says so.
     pub(super) fn reads(&self) -> Vec<(&'static str, &Template)> {
         match self {
-            Self::Ask { images, prompt, .. } => {
+            Self::Ask(Question { images, prompt, .. }) => {
                 let images = images.iter().map(|image| ("image", image));
                 images.chain(prompt.iter().map(|prompt| ("prompt", prompt))).collect()
             }
@@ -238,7 +228,8 @@ impl Before<'_> {
         sampling.options().validate().map_err(|error| BadKey::new(error.to_string()))?;
         let images = image.iter().map(|image| Template::value_or_text(image)).collect();
         let (prompt, sampling) = (prompt.map(Template::Text), Box::new(sampling));
-        self.complete(step, each, Some(chosen(&model)), Task::Ask { images, prompt, raw, prompting, sampling })
+        let question = Question { images, prompt, raw, prompting, sampling };
+        self.complete(step, each, Some(chosen(&model)), Task::Ask(question))
     }
 
     fn transcribe(&self, table: &Table) -> Result<Step, BadKey> {
@@ -279,7 +270,7 @@ impl Before<'_> {
         let Some(maker) = self.steps.iter().find(|step| step.name == list) else {
             return Err(self.unknown("each", list));
         };
-        let makes_list = maker.each.is_some() || !matches!(maker.task, Task::Ask { .. } | Task::Transcribe { .. });
+        let makes_list = maker.each.is_some() || !matches!(maker.task, Task::Ask(_) | Task::Transcribe { .. });
         if !makes_list {
             let hint = "steps that detect, point or crop give lists, and so do those with `each`";
             return Err(BadKey::new(format!("each is `{list}`, which is no list")).with_hint(hint));

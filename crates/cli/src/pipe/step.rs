@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fields::Picture;
-use super::spec::{Each, Step, Task};
+use super::spec::{Each, Question, Step, Task};
 use super::template::{Fields, Jinja, Template};
 use crate::commands::transcribe::{decode, remarks};
 use crate::exit::Failure;
@@ -110,8 +110,8 @@ impl Worker<'_> {
         let asking = Asking { worker: self, fields };
         let engine = || engine.context("its model is not loaded");
         match &step.task {
-            Task::Ask { .. } => {
-                let answer = asking.ask(&step.task, engine()?)?;
+            Task::Ask(question) => {
+                let answer = asking.ask(question, engine()?)?;
                 answers.push(answer.clone());
                 self.tell(step, fields, &answer);
                 Ok(Value::String(answer.text.trim().to_owned()))
@@ -177,10 +177,8 @@ impl Asking<'_> {
         }
     }
 
-    fn ask(&self, task: &Task, engine: &Engine) -> Result<Answer, Failure> {
-        let Task::Ask { images, prompt, raw, prompting, sampling } = task else {
-            return Err(anyhow!("this step asks nothing").into());
-        };
+    fn ask(&self, question: &Question, engine: &Engine) -> Result<Answer, Failure> {
+        let Question { images, prompt, raw, prompting, sampling } = question;
         let mut pictures = Vec::new();
         for template in images {
             pictures.extend(self.pictures("image", template)?);
