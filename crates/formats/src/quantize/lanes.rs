@@ -1,6 +1,6 @@
 //! Eight numbers side by side: what the search for scales spends its time on.
 //!
-//! Compilers do not turn these loops into vector instructions by themselves (measured: a quarter of the speed), hence
+//! Compilers do not turn these loops into vector instructions by themselves (measured: a third of the speed), hence
 //! AVX2 by hand, chosen when the program runs. Not in the kernels' crate: files are read without it. Both
 //! implementations do the same operations in the same order, so the codes are the same on every machine.
 
