@@ -106,11 +106,11 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-/// A decoder with its output layer: a language model by itself.
+/// A decoder with its output layer: a language model by itself, or the text half of one that sees.
 pub(crate) struct CausalLm<B: Backend> {
-    decoder: Decoder<B>,
+    pub(crate) decoder: Decoder<B>,
     lm_head: Linear<B>,
-    dims: DecoderDims,
+    pub(crate) dims: DecoderDims,
     max_positions: usize,
 }
 

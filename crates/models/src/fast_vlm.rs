@@ -10,7 +10,7 @@ use ocelli_backend::{
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::Decoder;
+use crate::decoder::CausalLm;
 use crate::error::{Error, Result, require};
 use crate::fastvit::{self, FastVit, STAGES};
 use crate::qwen2;
@@ -51,10 +51,8 @@ pub(crate) struct FastVlm<B: Backend> {
     vision_tower: FastVit<B>,
     linear_1: Linear<B>,
     linear_2: Linear<B>,
-    language_model: Decoder<B>,
-    lm_head: Linear<B>,
+    language_model: CausalLm<B>,
     image_token: u32,
-    text_config: qwen2::Config,
 }
 
 impl<B: Backend> FastVlm<B> {
@@ -79,10 +77,13 @@ impl<B: Backend> FastVlm<B> {
             vision_tower: FastVit::load(&weights.at("model.vision_tower.timm_model").vision(), &vision_config)?,
             linear_1: projector.linear_bias("linear_1", vision_config.features(), hidden)?,
             linear_2: projector.linear_bias("linear_2", hidden, hidden)?,
-            lm_head: language_model.lm_head(&weights, &text_config.dims())?,
-            language_model,
+            language_model: CausalLm::load(
+                &weights,
+                language_model,
+                text_config.dims(),
+                text_config.max_position_embeddings,
+            )?,
             image_token,
-            text_config,
         };
         weights.finish()?;
         Ok(model)
@@ -91,15 +92,15 @@ impl<B: Backend> FastVlm<B> {
 
 impl<B: Backend> Model<B> for FastVlm<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.dims().kv_shape()
+        self.language_model.kv_shape()
     }
 
     fn max_positions(&self) -> usize {
-        self.text_config.max_position_embeddings
+        self.language_model.max_positions()
     }
 
     fn vocab_size(&self) -> usize {
-        self.text_config.vocab_size
+        self.language_model.vocab_size()
     }
 
     fn image_input(&self) -> ImageInput {
@@ -107,7 +108,7 @@ impl<B: Backend> Model<B> for FastVlm<B> {
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.language_model.embed_tokens.forward(ids)
+        self.language_model.embed(ids)
     }
 
     /// [1, 3, height, width] -> [T, hidden], row by row.
@@ -125,7 +126,7 @@ impl<B: Backend> Model<B> for FastVlm<B> {
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
+        self.language_model.logits(hidden)
     }
 }
 

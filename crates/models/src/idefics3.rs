@@ -8,7 +8,7 @@ use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, T
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::Decoder;
+use crate::decoder::CausalLm;
 use crate::error::{Error, Result, require};
 use crate::llama;
 use crate::siglip::{self, Siglip};
@@ -30,10 +30,8 @@ pub(crate) struct Idefics3<B: Backend> {
     backend: B,
     vision_model: Siglip<B>,
     connector: Linear<B>,
-    text_model: Decoder<B>,
-    lm_head: Linear<B>,
+    text_model: CausalLm<B>,
     config: Config,
-    text_config: llama::Config,
 }
 
 impl<B: Backend> Idefics3<B> {
@@ -60,10 +58,8 @@ impl<B: Backend> Idefics3<B> {
                 folded,
                 text_config.hidden_size,
             )?,
-            lm_head: text_model.lm_head(&weights, &text_config.dims())?,
-            text_model,
+            text_model: CausalLm::load(&weights, text_model, text_config.dims(), text_config.max_position_embeddings)?,
             config,
-            text_config,
         };
         weights.finish()?;
         Ok(model)
@@ -72,15 +68,15 @@ impl<B: Backend> Idefics3<B> {
 
 impl<B: Backend> Model<B> for Idefics3<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.dims().kv_shape()
+        self.text_model.kv_shape()
     }
 
     fn max_positions(&self) -> usize {
-        self.text_config.max_position_embeddings
+        self.text_model.max_positions()
     }
 
     fn vocab_size(&self) -> usize {
-        self.text_config.vocab_size
+        self.text_model.vocab_size()
     }
 
     fn image_input(&self) -> ImageInput {
@@ -88,7 +84,7 @@ impl<B: Backend> Model<B> for Idefics3<B> {
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.text_model.embed_tokens.forward(ids)
+        self.text_model.embed(ids)
     }
 
     /// [N, 3, height, width] -> [N × T / s², hidden]. Tile by tile: they do not see each other, one fills the machine,
@@ -110,7 +106,7 @@ impl<B: Backend> Model<B> for Idefics3<B> {
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
+        self.text_model.logits(hidden)
     }
 }
 

@@ -3,11 +3,11 @@
 //! BLIP-2's eyes with a Q-Former that reads the instruction, and a Llama decoder. Surprise: the files do not agree on the
 //! token that ends an answer; both of Llama's do.
 
-use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, Tensor, WeightSource, Weights};
+use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Renamed, Step, Tensor, WeightSource, Weights};
 use serde::Deserialize;
 
 use crate::blip2::{Config, Eyes};
-use crate::decoder::Decoder;
+use crate::decoder::CausalLm;
 use crate::error::{Error, Result, require};
 use crate::llama;
 use crate::{ImageInput, Model, PixelValues};
@@ -24,11 +24,9 @@ struct Ends {
 /// A vision-language model: eyes, decoder, output layer.
 pub(crate) struct InstructBlip<B: Backend> {
     eyes: Eyes<B>,
-    language_model: Decoder<B>,
-    lm_head: Linear<B>,
+    language_model: CausalLm<B>,
     image_token_id: u32,
     ends: Ends,
-    text_config: llama::Config,
 }
 
 impl<B: Backend> InstructBlip<B> {
@@ -45,11 +43,14 @@ impl<B: Backend> InstructBlip<B> {
         let language_model = text_config.decoder(&w.at("model"), &section)?;
         let model = Self {
             eyes: Eyes::load(&weights, config, text_config.hidden_size, true)?,
-            lm_head: language_model.lm_head(&w, &text_config.dims())?,
-            language_model,
+            language_model: CausalLm::load(
+                &w,
+                language_model,
+                text_config.dims(),
+                text_config.max_position_embeddings,
+            )?,
             image_token_id: Config::parse(root)?.image_token(root, text_config.vocab_size)?,
             ends: section.parse()?,
-            text_config,
         };
         weights.finish()?;
         Ok(model)
@@ -58,15 +59,15 @@ impl<B: Backend> InstructBlip<B> {
 
 impl<B: Backend> Model<B> for InstructBlip<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.dims().kv_shape()
+        self.language_model.kv_shape()
     }
 
     fn max_positions(&self) -> usize {
-        self.text_config.max_position_embeddings
+        self.language_model.max_positions()
     }
 
     fn vocab_size(&self) -> usize {
-        self.text_config.vocab_size
+        self.language_model.vocab_size()
     }
 
     fn image_input(&self) -> ImageInput {
@@ -74,7 +75,7 @@ impl<B: Backend> Model<B> for InstructBlip<B> {
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.language_model.embed_tokens.forward(ids)
+        self.language_model.embed(ids)
     }
 
     fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
@@ -91,7 +92,7 @@ impl<B: Backend> Model<B> for InstructBlip<B> {
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
+        self.language_model.logits(hidden)
     }
 }
 

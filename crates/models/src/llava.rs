@@ -10,7 +10,7 @@ use ocelli_formats::Section;
 use serde::Deserialize;
 
 use crate::clip::{self, Clip};
-use crate::decoder::Decoder;
+use crate::decoder::CausalLm;
 use crate::error::{Error, Result, require};
 use crate::llama;
 use crate::{ImageInput, Model, PixelValues};
@@ -38,10 +38,8 @@ pub(crate) struct Llava<B: Backend> {
     vision_tower: Clip<B>,
     linear_1: Linear<B>,
     linear_2: Linear<B>,
-    language_model: Decoder<B>,
-    lm_head: Linear<B>,
+    language_model: CausalLm<B>,
     config: Config,
-    text_config: llama::Config,
 }
 
 impl<B: Backend> Llava<B> {
@@ -66,10 +64,13 @@ impl<B: Backend> Llava<B> {
             vision_tower: Clip::load(&weights.at("vision_tower.vision_model").vision(), &vision_config, n_layers)?,
             linear_1: linear(&projector, &config, "linear_1", vision_hidden, hidden)?,
             linear_2: linear(&projector, &config, "linear_2", hidden, hidden)?,
-            lm_head: language_model.lm_head(&weights.at("language_model"), &text_config.dims())?,
-            language_model,
+            language_model: CausalLm::load(
+                &weights.at("language_model"),
+                language_model,
+                text_config.dims(),
+                text_config.max_position_embeddings,
+            )?,
             config,
-            text_config,
         };
         weights.finish()?;
         Ok(model)
@@ -78,15 +79,15 @@ impl<B: Backend> Llava<B> {
 
 impl<B: Backend> Model<B> for Llava<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.dims().kv_shape()
+        self.language_model.kv_shape()
     }
 
     fn max_positions(&self) -> usize {
-        self.text_config.max_position_embeddings
+        self.language_model.max_positions()
     }
 
     fn vocab_size(&self) -> usize {
-        self.text_config.vocab_size
+        self.language_model.vocab_size()
     }
 
     fn image_input(&self) -> ImageInput {
@@ -94,7 +95,7 @@ impl<B: Backend> Model<B> for Llava<B> {
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.language_model.embed_tokens.forward(ids)
+        self.language_model.embed(ids)
     }
 
     /// [1, 3, height, width] -> [T, hidden], or [1 + T, hidden] where the class token is wanted too.
@@ -111,7 +112,7 @@ impl<B: Backend> Model<B> for Llava<B> {
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
+        self.language_model.logits(hidden)
     }
 }
 

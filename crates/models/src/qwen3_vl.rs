@@ -12,7 +12,7 @@ use ocelli_backend::{
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::{Decoder, Rotation};
+use crate::decoder::{CausalLm, Decoder, Rotation};
 use crate::error::{Error, Result, require};
 use crate::mrope::{self, MRope, Span};
 use crate::qwen_vision::{Attention, Grid, Merger, PatchConfig};
@@ -38,10 +38,8 @@ struct VisionConfig {
 pub(crate) struct Qwen3Vl<B: Backend> {
     backend: B,
     visual: Tower<B>,
-    language_model: Decoder<B>,
-    lm_head: Linear<B>,
+    language_model: CausalLm<B>,
     config: Config,
-    text_config: qwen3::Config,
 }
 
 impl<B: Backend> Qwen3Vl<B> {
@@ -62,10 +60,13 @@ impl<B: Backend> Qwen3Vl<B> {
         let model = Self {
             backend: backend.clone(),
             visual: Tower::load(&weights.at("model.visual").vision(), &vision_section, &text_config)?,
-            lm_head: language_model.lm_head(&weights, &text_config.dims())?,
-            language_model,
+            language_model: CausalLm::load(
+                &weights,
+                language_model,
+                text_config.dims(),
+                text_config.max_position_embeddings,
+            )?,
             config,
-            text_config,
         };
         weights.finish()?;
         Ok(model)
@@ -74,15 +75,15 @@ impl<B: Backend> Qwen3Vl<B> {
 
 impl<B: Backend> Model<B> for Qwen3Vl<B> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.dims().kv_shape()
+        self.language_model.kv_shape()
     }
 
     fn max_positions(&self) -> usize {
-        self.text_config.max_position_embeddings
+        self.language_model.max_positions()
     }
 
     fn vocab_size(&self) -> usize {
-        self.text_config.vocab_size
+        self.language_model.vocab_size()
     }
 
     fn image_input(&self) -> ImageInput {
@@ -90,7 +91,7 @@ impl<B: Backend> Model<B> for Qwen3Vl<B> {
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.language_model.embed_tokens.forward(ids)
+        self.language_model.embed(ids)
     }
 
     fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
@@ -117,14 +118,14 @@ impl<B: Backend> Model<B> for Qwen3Vl<B> {
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {
-        let hidden = self.text_config.hidden_size;
+        let hidden = self.language_model.dims.hidden_size;
         let part = |idx: usize| x.columns(idx * hidden..(idx + 1) * hidden);
         let deeper: Vec<Tensor<B>> = (1..x.width() / hidden).map(part).collect();
-        self.language_model.forward_deeper(&part(0), &deeper, step, kv)
+        self.language_model.decoder.forward_deeper(&part(0), &deeper, step, kv)
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
+        self.language_model.logits(hidden)
     }
 }
 

@@ -3,11 +3,11 @@
 //!
 //! Surprise: published configs hold the decoder's keys at the top level, re-saved ones below `text_config`.
 
-use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Linear, Renamed, Step, Tensor, WeightSource, Weights};
+use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Renamed, Step, Tensor, WeightSource, Weights};
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::{Decoder, Rotation};
+use crate::decoder::{CausalLm, Decoder, Rotation};
 use crate::error::{Error, Result};
 use crate::mrope::{self, MRope, Span};
 use crate::qwen_vision::Grid;
@@ -58,10 +58,8 @@ pub(crate) trait Tower<B: Backend>: Sized + Send + Sync {
 pub(crate) struct QwenVl<B: Backend, T> {
     backend: B,
     visual: T,
-    language_model: Decoder<B>,
-    lm_head: Linear<B>,
+    language_model: CausalLm<B>,
     config: Config,
-    text_config: qwen2::Config,
 }
 
 impl<B: Backend, T: Tower<B>> QwenVl<B, T> {
@@ -81,10 +79,13 @@ impl<B: Backend, T: Tower<B>> QwenVl<B, T> {
         let model = Self {
             backend: backend.clone(),
             visual: T::load(&weights.at("visual").vision(), &vision_section, text_config.hidden_size)?,
-            lm_head: language_model.lm_head(&weights, &text_config.dims())?,
-            language_model,
+            language_model: CausalLm::load(
+                &weights,
+                language_model,
+                text_config.dims(),
+                text_config.max_position_embeddings,
+            )?,
             config,
-            text_config,
         };
         weights.finish()?;
         Ok(model)
@@ -93,15 +94,15 @@ impl<B: Backend, T: Tower<B>> QwenVl<B, T> {
 
 impl<B: Backend, T: Tower<B>> Model<B> for QwenVl<B, T> {
     fn kv_shape(&self) -> KvShape {
-        self.text_config.dims().kv_shape()
+        self.language_model.kv_shape()
     }
 
     fn max_positions(&self) -> usize {
-        self.text_config.max_position_embeddings
+        self.language_model.max_positions()
     }
 
     fn vocab_size(&self) -> usize {
-        self.text_config.vocab_size
+        self.language_model.vocab_size()
     }
 
     fn image_input(&self) -> ImageInput {
@@ -109,7 +110,7 @@ impl<B: Backend, T: Tower<B>> Model<B> for QwenVl<B, T> {
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B> {
-        self.language_model.embed_tokens.forward(ids)
+        self.language_model.embed(ids)
     }
 
     fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
@@ -132,7 +133,7 @@ impl<B: Backend, T: Tower<B>> Model<B> for QwenVl<B, T> {
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {
-        self.lm_head.forward(hidden)
+        self.language_model.logits(hidden)
     }
 }
 
