@@ -149,8 +149,7 @@ impl Batch<'_> {
     /// Hears one recording and writes down what is said.
     fn transcribe(&self, task: &Task, place: &str, graceful: &Graceful) -> Result<Transcript, Failure> {
         let name = task.input.name();
-        let rate = self.engine.processor().mel_extractor().map_or(16_000, |extractor| extractor.sampling_rate());
-        let audio = decode(&task.input, rate)?;
+        let audio = decode(&task.input, &self.engine)?;
         remarks(&audio).iter().for_each(|remark| note(&format!("notice: {name}: {remark}")));
         let bar = progress_bar(audio.seconds().ceil() as usize, "s");
         bar.set_message(place.to_owned());
@@ -247,7 +246,9 @@ pub(crate) fn remarks(audio: &Audio) -> Vec<String> {
     damaged.into_iter().chain(incomplete).collect()
 }
 
-pub(crate) fn decode(input: &Input, rate: u32) -> Result<Audio, Failure> {
+/// A recording as this model hears it; one that does not hear says so later.
+pub(crate) fn decode(input: &Input, engine: &Engine) -> Result<Audio, Failure> {
+    let rate = engine.processor().mel_extractor().map_or(16_000, |extractor| extractor.sampling_rate());
     let limits = AudioLimits::default();
     Ok(match input {
         Input::Stdin => {

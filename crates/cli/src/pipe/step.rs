@@ -212,8 +212,7 @@ impl Asking<'_> {
     ) -> Result<Value, Failure> {
         let path = self.text("audio", audio)?;
         let prompt = prompt.map(|prompt| self.text("prompt", prompt)).transpose()?;
-        let rate = engine.processor().mel_extractor().map_or(16_000, |extractor| extractor.sampling_rate());
-        let audio = decode(&Input::File(path.clone().into()), rate)?;
+        let audio = decode(&Input::File(path.clone().into()), engine)?;
         let (bar, place) = (&self.worker.bar, &self.worker.place);
         bar.suspend(|| remarks(&audio).iter().for_each(|remark| note(&format!("notice: {path}: {remark}"))));
         let duration = audio.seconds();
