@@ -60,22 +60,14 @@ pub(crate) struct Decoder<B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
-    pub(crate) fn load(w: &Weights<B>, dims: &DecoderDims, rotation: Rotation) -> Result<Self> {
+    fn load(w: &Weights<B>, embed_tokens: Embedding<B>, dims: &DecoderDims, rotation: Rotation) -> Result<Self> {
         let layer = |layer_idx| DecoderLayer::load(&w.at(&format!("layers.{layer_idx}")), dims);
         Ok(Self {
-            embed_tokens: w.embedding("embed_tokens", dims.vocab_size, dims.hidden_size)?,
+            embed_tokens,
             layers: (0..dims.layers).map(layer).collect::<Result<_>>()?,
             norm: w.rms_norm("norm", dims.hidden_size, dims.rms_norm_eps)?,
             rotation,
         })
-    }
-
-    /// The output layer: a weight of its own, or the embedding table once more.
-    pub(crate) fn lm_head(&self, w: &Weights<B>, dims: &DecoderDims) -> Result<Linear<B>> {
-        if dims.tied {
-            return Ok(self.embed_tokens.as_linear());
-        }
-        Ok(w.output("lm_head", dims.hidden_size, dims.vocab_size)?)
     }
 
     /// `x` [R, hidden] -> [R, hidden], normalised.
@@ -115,9 +107,25 @@ pub(crate) struct CausalLm<B: Backend> {
 }
 
 impl<B: Backend> CausalLm<B> {
-    /// Reads the output layer of a decoder that was read from `w`.
-    pub(crate) fn load(w: &Weights<B>, decoder: Decoder<B>, dims: DecoderDims, max_positions: usize) -> Result<Self> {
-        Ok(Self { lm_head: decoder.lm_head(w, &dims)?, decoder, dims, max_positions })
+    /// Reads the output layer from `w` (unless it is the embedding table once more), everything else from `decoder`.
+    ///
+    /// The two largest matrices come first: what it takes to turn a matrix into codes is not needed on top of all
+    /// other weights then.
+    pub(crate) fn load(
+        w: &Weights<B>,
+        decoder: &Weights<B>,
+        dims: DecoderDims,
+        rotation: Rotation,
+        max_positions: usize,
+    ) -> Result<Self> {
+        let embed_tokens = decoder.embedding("embed_tokens", dims.vocab_size, dims.hidden_size)?;
+        let lm_head = if dims.tied {
+            embed_tokens.as_linear()
+        } else {
+            w.output("lm_head", dims.hidden_size, dims.vocab_size)?
+        };
+        let decoder = Decoder::load(decoder, embed_tokens, &dims, rotation)?;
+        Ok(Self { lm_head, decoder, dims, max_positions })
     }
 }
 

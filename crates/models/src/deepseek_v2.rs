@@ -161,9 +161,10 @@ impl<B: Backend> Decoder<B> {
         };
         Ok(Self {
             embed_tokens: model.embedding("embed_tokens", cfg.vocab_size, cfg.hidden_size)?,
+            // Early for the reason that `CausalLm::load` gives.
+            lm_head: w.output("lm_head", cfg.hidden_size, cfg.vocab_size)?,
             layers: (0..cfg.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             norm: model.rms_norm("norm", cfg.hidden_size, cfg.rms_norm_eps)?,
-            lm_head: w.output("lm_head", cfg.hidden_size, cfg.vocab_size)?,
             rope,
             kv_shape,
         })

@@ -69,7 +69,7 @@ impl<B: Backend> FastVlm<B> {
 
         let tied = text_config.tie_word_embeddings;
         let weights = Weights::new(backend, source, |name| rename(name, tied))?;
-        let language_model = text_config.decoder(&weights.at("model.language_model"))?;
+        let language_model = text_config.causal_lm(&weights, &weights.at("model.language_model"))?;
         let projector = weights.at("model.multi_modal_projector").vision();
         let hidden = text_config.hidden_size;
         let model = Self {
@@ -77,12 +77,7 @@ impl<B: Backend> FastVlm<B> {
             vision_tower: FastVit::load(&weights.at("model.vision_tower.timm_model").vision(), &vision_config)?,
             linear_1: projector.linear_bias("linear_1", vision_config.features(), hidden)?,
             linear_2: projector.linear_bias("linear_2", hidden, hidden)?,
-            language_model: CausalLm::load(
-                &weights,
-                language_model,
-                text_config.dims(),
-                text_config.max_position_embeddings,
-            )?,
+            language_model,
             image_token,
         };
         weights.finish()?;

@@ -48,7 +48,7 @@ impl<B: Backend> Idefics3<B> {
 
         let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
         let w = weights.at("model");
-        let text_model = text_config.decoder(&w.at("text_model"), &text_section)?;
+        let text_model = text_config.causal_lm(&weights, &w.at("text_model"), &text_section)?;
         let folded = vision_config.hidden_size * config.scale_factor * config.scale_factor;
         let model = Self {
             backend: backend.clone(),
@@ -58,7 +58,7 @@ impl<B: Backend> Idefics3<B> {
                 folded,
                 text_config.hidden_size,
             )?,
-            text_model: CausalLm::load(&weights, text_model, text_config.dims(), text_config.max_position_embeddings)?,
+            text_model,
             config,
         };
         weights.finish()?;

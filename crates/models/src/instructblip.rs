@@ -40,15 +40,10 @@ impl<B: Backend> InstructBlip<B> {
         let tied = text_config.tie_word_embeddings;
         let weights = Weights::new(backend, source, |name| rename(name, tied))?;
         let w = weights.at("language_model");
-        let language_model = text_config.decoder(&w.at("model"), &section)?;
+        let language_model = text_config.causal_lm(&w, &w.at("model"), &section)?;
         let model = Self {
             eyes: Eyes::load(&weights, config, text_config.hidden_size, true)?,
-            language_model: CausalLm::load(
-                &w,
-                language_model,
-                text_config.dims(),
-                text_config.max_position_embeddings,
-            )?,
+            language_model,
             image_token_id: Config::parse(root)?.image_token(root, text_config.vocab_size)?,
             ends: section.parse()?,
         };

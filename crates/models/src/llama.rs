@@ -8,7 +8,7 @@ use ocelli_backend::{Backend, Renamed, Rope, RopeScaling, WeightSource, Weights}
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::{CausalLm, Decoder, DecoderDims, Rotation};
+use crate::decoder::{CausalLm, DecoderDims, Rotation};
 use crate::error::{Error, Result, require};
 
 /// The fields of `config.json` (or its `text_config`) that a decoder needs; defaults are those of transformers.
@@ -96,9 +96,15 @@ impl Config {
         }
     }
 
-    /// The decoder that this config describes.
-    pub(crate) fn decoder<B: Backend>(&self, w: &Weights<B>, section: &Section) -> Result<Decoder<B>> {
-        Decoder::load(w, &self.dims(), Rotation::Running(self.rope(section)?))
+    /// The language model that this config describes: the output layer from `w`, the decoder from another place.
+    pub(crate) fn causal_lm<B: Backend>(
+        &self,
+        w: &Weights<B>,
+        decoder: &Weights<B>,
+        section: &Section,
+    ) -> Result<CausalLm<B>> {
+        let rotation = Rotation::Running(self.rope(section)?);
+        CausalLm::load(w, decoder, self.dims(), rotation, self.max_position_embeddings)
     }
 }
 
@@ -139,8 +145,7 @@ pub(crate) fn load<B: Backend>(
     let section = config.root();
     let config = Config::parse(section)?;
     let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
-    let decoder = config.decoder(&weights.at("model"), section)?;
-    let model = CausalLm::load(&weights, decoder, config.dims(), config.max_position_embeddings)?;
+    let model = config.causal_lm(&weights, &weights.at("model"), section)?;
     weights.finish()?;
     Ok(model)
 }

@@ -56,7 +56,8 @@ impl<B: Backend> Llava<B> {
 
         let tied = config.tie_word_embeddings;
         let weights = Weights::new(backend, source, |name| rename(name, n_layers, tied))?;
-        let language_model = text_config.decoder(&weights.at("language_model.model"), &text_section)?;
+        let w = weights.at("language_model");
+        let language_model = text_config.causal_lm(&w, &w.at("model"), &text_section)?;
         let projector = weights.at("multi_modal_projector").vision();
         let (vision_hidden, hidden) = (vision_config.hidden_size, text_config.hidden_size);
         let model = Self {
@@ -64,12 +65,7 @@ impl<B: Backend> Llava<B> {
             vision_tower: Clip::load(&weights.at("vision_tower.vision_model").vision(), &vision_config, n_layers)?,
             linear_1: linear(&projector, &config, "linear_1", vision_hidden, hidden)?,
             linear_2: linear(&projector, &config, "linear_2", hidden, hidden)?,
-            language_model: CausalLm::load(
-                &weights.at("language_model"),
-                language_model,
-                text_config.dims(),
-                text_config.max_position_embeddings,
-            )?,
+            language_model,
             config,
         };
         weights.finish()?;

@@ -8,7 +8,7 @@ use ocelli_backend::{Backend, Rope, WeightSource, Weights};
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::{CausalLm, Decoder, DecoderDims, Rotation};
+use crate::decoder::{CausalLm, DecoderDims, Rotation};
 use crate::error::{Result, require};
 use crate::llama;
 
@@ -77,10 +77,11 @@ impl Config {
         }
     }
 
-    /// The decoder that this config describes, rotated by running numbers.
-    pub(crate) fn decoder<B: Backend>(&self, w: &Weights<B>) -> Result<Decoder<B>> {
+    /// The language model that this config describes, rotated by running numbers: the output layer from `w`, the
+    /// decoder from another place.
+    pub(crate) fn causal_lm<B: Backend>(&self, w: &Weights<B>, decoder: &Weights<B>) -> Result<CausalLm<B>> {
         let rope = Rope::new(self.head_dim(), self.rope_theta, None);
-        Decoder::load(w, &self.dims(), Rotation::Running(rope))
+        CausalLm::load(w, decoder, self.dims(), Rotation::Running(rope), self.max_position_embeddings)
     }
 }
 
@@ -92,8 +93,7 @@ pub(crate) fn load<B: Backend>(
 ) -> Result<CausalLm<B>> {
     let config = Config::parse(config.root())?;
     let weights = Weights::new(backend, source, |name| llama::rename(name, config.tie_word_embeddings))?;
-    let decoder = config.decoder(&weights.at("model"))?;
-    let model = CausalLm::load(&weights, decoder, config.dims(), config.max_position_embeddings)?;
+    let model = config.causal_lm(&weights, &weights.at("model"))?;
     weights.finish()?;
     Ok(model)
 }

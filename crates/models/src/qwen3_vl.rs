@@ -12,7 +12,7 @@ use ocelli_backend::{
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::{CausalLm, Decoder, Rotation};
+use crate::decoder::{CausalLm, Rotation};
 use crate::error::{Error, Result, require};
 use crate::mrope::{self, MRope, Span};
 use crate::qwen_vision::{Attention, Grid, Merger, PatchConfig};
@@ -55,17 +55,17 @@ impl<B: Backend> Qwen3Vl<B> {
         text_config.tie_word_embeddings = tied;
 
         let weights = Weights::new(backend, source, |name| rename(name, tied))?;
-        let language_model =
-            Decoder::load(&weights.at("model.language_model"), &text_config.dims(), Rotation::Axes(rope))?;
+        let language_model = CausalLm::load(
+            &weights,
+            &weights.at("model.language_model"),
+            text_config.dims(),
+            Rotation::Axes(rope),
+            text_config.max_position_embeddings,
+        )?;
         let model = Self {
             backend: backend.clone(),
             visual: Tower::load(&weights.at("model.visual").vision(), &vision_section, &text_config)?,
-            language_model: CausalLm::load(
-                &weights,
-                language_model,
-                text_config.dims(),
-                text_config.max_position_embeddings,
-            )?,
+            language_model,
             config,
         };
         weights.finish()?;

@@ -7,7 +7,7 @@ use ocelli_backend::{Backend, Cancel, KvCache, KvShape, Renamed, Step, Tensor, W
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::{CausalLm, Decoder, Rotation};
+use crate::decoder::{CausalLm, Rotation};
 use crate::error::{Error, Result};
 use crate::mrope::{self, MRope, Span};
 use crate::qwen_vision::Grid;
@@ -75,16 +75,17 @@ impl<B: Backend, T: Tower<B>> QwenVl<B, T> {
         text_config.tie_word_embeddings = tied;
 
         let weights = Weights::new(backend, source, |name| rename(name, tied))?;
-        let language_model = Decoder::load(&weights.at("model"), &text_config.dims(), Rotation::Axes(rope))?;
+        let language_model = CausalLm::load(
+            &weights,
+            &weights.at("model"),
+            text_config.dims(),
+            Rotation::Axes(rope),
+            text_config.max_position_embeddings,
+        )?;
         let model = Self {
             backend: backend.clone(),
             visual: T::load(&weights.at("visual").vision(), &vision_section, text_config.hidden_size)?,
-            language_model: CausalLm::load(
-                &weights,
-                language_model,
-                text_config.dims(),
-                text_config.max_position_embeddings,
-            )?,
+            language_model,
             config,
         };
         weights.finish()?;
