@@ -52,6 +52,8 @@ fn main() {
     }
     run.linear("vision up+gelu", 192, 768, 3072, Activation::GeluTanh);
     run.attention("vision attention", 1024, 2, 64);
+    run.layers("BLIP layers", 577, (12, 64), 3072, 12);
+    run.layers("BLIP-2 layers", 257, (16, 88), 6144, 6);
     run.cached("prefill attention", 84, 0, 9, 3, 64);
     run.cached("decode attention", 1, 1000, 9, 3, 64);
     run.cached("long decode attention", 1, 4095, 9, 3, 64);
@@ -70,8 +72,12 @@ impl Run<'_> {
         }
         let backend = self.backend;
         let x = backend.upload(&numbers(rows * inputs));
-        // Enough copies that a decode step finds none of its weights in a cache.
-        let copies = if name.contains("decode") { (200 << 20) / (inputs * outputs * 2) + 1 } else { 1 };
+        // Enough copies that a decode step and a layer of a tower find none of their weights in a cache.
+        let copies = if ["decode", "tower"].iter().any(|word| name.contains(word)) {
+            (200 << 20) / (inputs * outputs * 2) + 1
+        } else {
+            1
+        };
         let weights: Vec<_> =
             (0..copies).map(|_| backend.weight(matrix(outputs, inputs).into()).expect("a weight")).collect();
         let mut next = weights.iter().cycle();
@@ -99,6 +105,38 @@ impl Run<'_> {
         let dims = AttentionDims { batch: 1, queries: tokens, keys: tokens, heads, kv_heads: heads, head_dim };
         let seconds = best(|| drop(black_box(backend.attention(&q, &q, &q, dims, Mask::All, 0.1))));
         report(name, seconds, 4.0 * (tokens * tokens * heads * head_dim) as f64);
+    }
+
+    /// Layers of a vision tower one after another, each with weights of its own.
+    fn layers(&self, name: &str, rows: usize, (heads, head_dim): (usize, usize), intermediate: usize, layers: usize) {
+        if !name.contains(&self.filter) {
+            return;
+        }
+        let (backend, hidden) = (self.backend, heads * head_dim);
+        let square = (hidden, hidden);
+        let shapes = [square, square, square, square, (hidden, intermediate), (intermediate, hidden)];
+        let weight = |(inputs, outputs)| backend.weight(matrix(outputs, inputs).into()).expect("a weight");
+        let weights: Vec<_> = (0..layers).map(|_| shapes.map(weight)).collect();
+        let [start, norm] = [rows * hidden, hidden].map(|len| backend.upload(&numbers(len)));
+        let dims = AttentionDims { batch: 1, queries: rows, keys: rows, heads, kv_heads: heads, head_dim };
+        let seconds = best(|| {
+            let mut x = backend.add(&start, &start);
+            for [q, k, v, out, up, down] in &weights {
+                let plain = Epilogue::none();
+                let residual = |x| Epilogue { bias: None, activation: Activation::None, residual: Some(x) };
+                let normed = backend.layer_norm(&x, &norm, &norm, 1e-5);
+                let heads = backend.linears(&normed, rows, &[q, k, v].map(|weight| (weight, plain)));
+                let attended = backend.attention(&heads[0], &heads[1], &heads[2], dims, Mask::All, 0.1);
+                let added = backend.linear(&attended, rows, out, residual(&x));
+                let normed = backend.layer_norm(&added, &norm, &norm, 1e-5);
+                let gelu = Epilogue { bias: None, activation: Activation::Gelu, residual: None };
+                let raised = backend.linear(&normed, rows, up, gelu);
+                x = backend.linear(&raised, rows, down, residual(&added));
+            }
+            black_box(x);
+        });
+        let products = shapes.iter().map(|(inputs, outputs)| inputs * outputs * rows).sum::<usize>();
+        report(name, seconds, layers as f64 * (2 * products + 4 * rows * rows * hidden) as f64);
     }
 
     fn cached(&self, name: &str, rows: usize, past: usize, heads: usize, kv_heads: usize, head_dim: usize) {

@@ -42,6 +42,9 @@ const TILES: usize = 4;
 /// … and pairs of elements, a multiple of all lane counts: 384 KiB of the second-level cache.
 const MOST_PAIRS: usize = 512;
 
+/// Pairs in a cache line.
+const LINE_PAIRS: usize = 16;
+
 impl Kernels {
     /// Values that a row of x takes when it is rounded for these weights ([`Self::pair_rows`]); 0 if their products read
     /// x as it is.
@@ -185,13 +188,15 @@ fn many_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>, s
             let pairs = MOST_PAIRS.min(row_pairs - start);
             let elements = 2 * start..inputs.min(2 * (start + pairs));
             pack(arch, problem, &of_panel, &elements, scratch, pairs);
+            let mut ahead = Ahead::behind(problem, &of_panel, &elements);
             for row in rows.clone().step_by(TILE_ROWS) {
                 let tile_rows = (rows.end - row).min(TILE_ROWS);
                 let x = &problem.paired[row * row_pairs + start..];
                 let packed = scratch.chunks_exact(tile_columns * pairs);
                 for (of_tile, weights) in tiles::<P>(&of_panel).zip(packed) {
                     let column = of_tile.start;
-                    let tile = Tile { x, stride: row_pairs, weights, pairs, row, column, is_first: start == 0 };
+                    let (is_first, ahead) = (start == 0, ahead.rows());
+                    let tile = Tile { x, stride: row_pairs, weights, pairs, row, column, is_first, ahead };
                     any_tile(arch, tile_rows, of_tile.len(), &tile, out);
                 }
                 if start + pairs == row_pairs {
@@ -203,6 +208,42 @@ fn many_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>, s
                 }
             }
         }
+    }
+}
+
+/// Weights that will be packed next. Tiles ask for them, a line now and then: all at once they would be waited for.
+struct Ahead<'a> {
+    weights: &'a [u8],
+    /// Bytes of a row of the matrix.
+    stride: usize,
+    rows: std::iter::StepBy<Range<usize>>,
+}
+
+/// Rows of which a tile asks for the next part.
+const AHEAD_ROWS: usize = 2;
+
+impl<'a> Ahead<'a> {
+    /// The following elements of these columns or, behind the last ones, the first ones of the next columns.
+    #[inline(always)]
+    fn behind(problem: &Matmul<'a>, columns: &Range<usize>, elements: &Range<usize>) -> Self {
+        let stride = 2 * problem.inputs;
+        let (rows, first) = if elements.end < problem.inputs {
+            (columns.clone(), elements.end)
+        } else {
+            (columns.end..problem.outputs().min(columns.end + columns.len()), 0)
+        };
+        Self { weights: &problem.weights.bytes()[2 * first..], stride, rows: rows.step_by(AHEAD_ROWS) }
+    }
+
+    /// Where the parts of the next rows begin; those of the first ones when nothing is left to ask for.
+    #[inline(always)]
+    fn rows(&mut self) -> [*const u8; AHEAD_ROWS] {
+        let first = self.rows.next().unwrap_or(0);
+        let mut rows = [self.weights.as_ptr(); AHEAD_ROWS];
+        for (at, row) in rows.iter_mut().enumerate() {
+            *row = row.wrapping_add((first + at) * self.stride);
+        }
+        rows
     }
 }
 
@@ -227,26 +268,28 @@ fn pack<P: Pairs>(
     pairs: usize,
 ) {
     let (lanes, inputs, bytes) = (P::Simd::LANES, problem.inputs, problem.weights.bytes());
-    // What will be packed next: the following elements of these columns, or else the first ones of the next columns.
-    let to_next =
-        if elements.end < inputs { 2 * elements.len() } else { 2 * (columns.len() * inputs - elements.start) };
     for (tile, packed) in tiles::<P>(columns).zip(panel.chunks_exact_mut(TILE * lanes * pairs)) {
         for (at, column) in tile.step_by(lanes).enumerate() {
             let count = lanes.min(columns.end - column);
-            for pair in (0..pairs).step_by(lanes) {
-                let first = elements.start + 2 * pair;
-                let len = 2 * elements.end.saturating_sub(first).min(2 * lanes);
-                let rows = Rows::new(&bytes[2 * (column * inputs + first)..], 2 * inputs, count, len);
-                for row in 0..count {
-                    arch.simd().prefetch(rows.part(row).wrapping_add(to_next));
-                }
-                let columns = arch.transposed(&rows);
-                let out = &mut packed[(pair * TILE + at) * lanes..][..((lanes - 1) * TILE + 1) * lanes];
-                for k in 0..lanes {
-                    let (chunk, _) = P::Simd::chunks_mut(&mut out[k * TILE * lanes..][..lanes]);
-                    arch.store_pairs(columns.as_ref()[k], &mut chunk[0]);
-                }
-            }
+            let bytes = &bytes[2 * (column * inputs + elements.start)..];
+            let (rows, packed) = (Rows::new(bytes, 2 * inputs, count, 2 * elements.len()), &mut packed[at * lanes..]);
+            arch.apart(
+                #[inline(always)]
+                || pack_register(arch, &rows, packed),
+            );
+        }
+    }
+}
+
+/// One register of columns.
+#[inline(always)]
+fn pack_register<P: Pairs>(arch: P, rows: &Rows<'_>, packed: &mut [f32]) {
+    let lanes = P::Simd::LANES;
+    for (block, packed) in packed.chunks_mut(lanes * TILE * lanes).enumerate() {
+        let columns = arch.transposed(&rows.block(block * 4 * lanes, 4 * lanes));
+        for (packed, &pairs) in packed.chunks_mut(TILE * lanes).zip(columns.as_ref()) {
+            let (chunk, _) = P::Simd::chunks_mut(&mut packed[..lanes]);
+            arch.store_pairs(pairs, &mut chunk[0]);
         }
     }
 }
@@ -265,6 +308,8 @@ struct Tile<'a> {
     column: usize,
     /// Whether sums begin here.
     is_first: bool,
+    /// Where what is asked for meanwhile begins.
+    ahead: [*const u8; AHEAD_ROWS],
 }
 
 /// A tile of so many rows and columns.
@@ -313,6 +358,11 @@ fn tile_sums<P: Pairs, const R: usize, const C: usize>(arch: P, tile: &Tile<'_>,
         x[r] = &tile.x[r * tile.stride..][..pairs];
     }
     for k in 0..pairs {
+        if k.is_multiple_of(LINE_PAIRS) {
+            for row in tile.ahead {
+                simd.prefetch(row.wrapping_add(4 * k));
+            }
+        }
         let mut w = [arch.splat_pair(0.0); C];
         for c in 0..C {
             w[c] = arch.load_pairs(&weights[k][c]);

@@ -41,7 +41,8 @@ pub(crate) trait Pairs: Copy {
     /// Twice as many values as lanes, rounded (ties to even); neighbours become a pair.
     fn neighbours(self, first: F32<Self>, second: F32<Self>) -> Self::Pairs;
 
-    /// Pairs of as many rows as there are lanes: pair 0 of all rows, pair 1 of all rows, … What is missing is zero.
+    /// Pairs of as many rows as there are lanes, of parts that are at most a register: pair 0 of all rows, pair 1 of all
+    /// rows, … What is missing is zero.
     fn transposed(self, rows: &Rows<'_>) -> Self::Square;
 }
 
@@ -55,12 +56,18 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Parts of `len` bytes (at most a register's) of `count` rows (at most as many as a register has lanes), `stride`
-    /// bytes from row to row. The bytes begin with the first row's part.
+    /// Parts of `len` bytes of `count` rows (at most as many as a register has lanes), `stride` bytes from row to row. The
+    /// bytes begin with the first row's part.
     #[inline(always)]
     pub(crate) fn new(bytes: &'a [u8], stride: usize, count: usize, len: usize) -> Self {
         assert!(count > 0 && len <= stride && (count - 1) * stride + len <= bytes.len(), "rows beyond the matrix");
         Self { bytes, stride, count, len }
+    }
+
+    /// Of every part what begins at byte `first`, at most `len` bytes.
+    #[inline(always)]
+    pub(crate) fn block(&self, first: usize, len: usize) -> Self {
+        Self { bytes: &self.bytes[first..], len: len.min(self.len - first), ..*self }
     }
 
     /// Number of rows.

@@ -119,11 +119,8 @@ impl<B: Backend> CausalLm<B> {
         max_positions: usize,
     ) -> Result<Self> {
         let embed_tokens = decoder.embedding("embed_tokens", dims.vocab_size, dims.hidden_size)?;
-        let lm_head = if dims.tied {
-            embed_tokens.as_linear()
-        } else {
-            w.output("lm_head", dims.hidden_size, dims.vocab_size)?
-        };
+        let lm_head =
+            if dims.tied { embed_tokens.as_linear() } else { w.output("lm_head", dims.hidden_size, dims.vocab_size)? };
         let decoder = Decoder::load(decoder, embed_tokens, &dims, rotation)?;
         Ok(Self { lm_head, decoder, dims, max_positions })
     }

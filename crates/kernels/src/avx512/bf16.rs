@@ -111,23 +111,37 @@ impl Pairs for Avx512Bf16 {
 
     #[inline(always)]
     fn transposed(self, rows: &Rows<'_>) -> [__m512i; LANES] {
-        // SAFETY: `self` proves that the processor has the instruction.
-        let mut lines = [unsafe { _mm512_setzero_si512() }; LANES];
         if rows.count() == LANES && rows.len() == 4 * LANES {
+            // SAFETY: `self` proves that the processor has the instruction.
+            let mut lines = [unsafe { _mm512_setzero_si512() }; LANES];
             for (row, line) in lines.iter_mut().enumerate() {
                 // SAFETY: as above; the part can be read and is as long as the register, any alignment will do.
                 *line = unsafe { _mm512_loadu_si512(rows.part(row).cast()) };
             }
-        } else {
-            let mask = if rows.len() >= 4 * LANES { u32::MAX } else { (1 << (rows.len() / 2)) - 1 };
-            for (row, line) in lines.iter_mut().enumerate().take(rows.count()) {
-                // SAFETY: as above; the mask allows reading only within the part, which can be read.
-                *line = unsafe { _mm512_maskz_loadu_epi16(mask, rows.part(row).cast()) };
-            }
+            // SAFETY: as above.
+            return unsafe { transposed(lines) };
         }
         // SAFETY: as above.
-        unsafe { transposed(lines) }
+        unsafe { transposed(edge(rows)) }
     }
+}
+
+/// Parts of fewer rows than there are lanes, or shorter than a register, with zeros behind them. A function of its own:
+/// where both ways to fill the registers meet, they would go through memory.
+///
+/// # Safety
+/// The processor has these features.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn edge(rows: &Rows<'_>) -> [__m512i; LANES] {
+    let mut lines = [_mm512_setzero_si512(); LANES];
+    let mask = if rows.len() >= 4 * LANES { u32::MAX } else { (1 << (rows.len() / 2)) - 1 };
+    for (row, line) in lines.iter_mut().enumerate().take(rows.count()) {
+        // SAFETY: the mask allows reading only within the part, which can be read.
+        *line = unsafe { _mm512_maskz_loadu_epi16(mask, rows.part(row).cast()) };
+    }
+    lines
 }
 
 /// Lane `r` of register `c` becomes lane `c` of register `r`.
