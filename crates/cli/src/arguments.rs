@@ -19,7 +19,7 @@ pub(crate) use bench::BenchArgs;
 pub(crate) use locate::{DetectArgs, LocateArgs, PointArgs};
 pub(crate) use pipe::{AskArgs, CropArgs, FindArgs, HearArgs, PipeArgs, StepArgs, TaskName};
 pub(crate) use quantize::QuantizeArgs;
-pub(crate) use shared::{AnswerArgs, DetailArg, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs, VideoArgs};
+pub(crate) use shared::{AnswerArgs, DeviceArgs, LookArgs, ModelArgs, PromptArgs, SamplingArgs, VideoArgs};
 use shared::{out_path, positive};
 pub(crate) use transcribe::{TimestampsOf, TranscribeArgs, TranscriptFormat};
 
@@ -95,6 +95,7 @@ Examples:
   curl -s https://example.org/cat.png | ocelli describe -
   ocelli describe photo.jpg --model HuggingFaceTB/SmolVLM-256M-Instruct --quant q4 --quant-vision q8
   ocelli describe photo.jpg --model Salesforce/blip2-opt-2.7b --speed quality
+  ocelli describe photo.jpg --model HuggingFaceTB/SmolVLM-256M-Instruct --image-tokens 16
   ocelli describe clip.mp4 --model Qwen/Qwen2.5-VL-3B-Instruct --max-frames 16
   ocelli describe cat.png --raw --prompt \"User:<image>What is this?\\nAssistant:\"")]
 pub(crate) struct DescribeArgs {
@@ -198,9 +199,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
 
-    /// How closely to look at pictures: more tiles are more tokens
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) detail: DetailArg,
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
 
     #[command(flatten)]
     pub(crate) video: VideoArgs,

@@ -10,7 +10,7 @@ use ocelli_engine::{
     ModelInfo, Request, demo,
 };
 use ocelli_formats::{ModelFiles, hub_cache};
-use ocelli_processors::{ChatOptions, Content, Message};
+use ocelli_processors::{ChatOptions, Content, Detail, Message};
 
 use crate::arguments::{DEMO, DeviceArgs, SamplingArgs};
 use crate::exit::{Exit, Failure, exit_of};
@@ -71,15 +71,20 @@ pub(crate) fn introduce(model: &OsStr) {
     }
 }
 
-/// Checks that the model can be asked at all, so that a run over many pictures fails once and not for each.
+/// Checks that the model can be asked at all, so that a run over many pictures fails once and not for each; `look` is
+/// how closely it looks at them, if there are any.
 ///
 /// # Errors
-/// When pictures are given to a text model, or a message to one without a chat template.
-pub(crate) fn require(engine: &Engine, sees: bool, raw: bool) -> Result<(), Failure> {
+/// When pictures are given to a text model or shown in too few tokens, or a message is given to a model without a chat
+/// template.
+pub(crate) fn require(engine: &Engine, look: Option<Detail>, raw: bool) -> Result<(), Failure> {
     let info = engine.info();
-    if sees && !engine.processor().has_images() {
-        let message = format!("{} ({}) is a text model: it cannot see images", info.label, info.model_type);
-        return Err(Failure::message(Exit::Model, message).with_hint("ask it with `ocelli run`, without pictures"));
+    if let Some(detail) = look {
+        let Some(images) = engine.processor().image_processor() else {
+            let message = format!("{} ({}) is a text model: it cannot see images", info.label, info.model_type);
+            return Err(Failure::message(Exit::Model, message).with_hint("ask it with `ocelli run`, without pictures"));
+        };
+        images.check_detail(detail).map_err(|error| Failure::new(Exit::Model, error))?;
     }
     if !raw && !engine.processor().has_chat_template() {
         let error = ocelli_processors::Error::NoChatTemplate { label: info.label.clone() };

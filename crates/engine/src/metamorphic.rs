@@ -7,7 +7,7 @@ use std::fmt;
 
 use ocelli_backend::{Cancel, SequenceId};
 use ocelli_models::ImageInput;
-use ocelli_processors::{Image, LogMel, PreparedImage, Video, Visuals};
+use ocelli_processors::{Detail, Image, LogMel, PreparedImage, Video, Visuals};
 use serde::Serialize;
 
 use crate::compare::Difference;
@@ -39,8 +39,8 @@ pub struct Fact {
     pub pass: bool,
 }
 
-/// Checks every promise with one prompt and, if it has pictures, videos or a recording (samples at the model's rate),
-/// others.
+/// Checks every promise with one prompt and, if it has pictures (looked at as closely as `detail` says), videos or a
+/// recording (samples at the model's rate), others.
 ///
 /// # Errors
 /// Whatever keeps the model from running the prompt; broken promises are facts of the report instead.
@@ -48,10 +48,11 @@ pub fn check(
     model: &mut LoadedModel,
     text: &str,
     visuals: Visuals<'_>,
+    detail: Detail,
     recording: Option<&[f32]>,
 ) -> Result<MetamorphicReport> {
     let Visuals { images, videos } = visuals;
-    let prompt = model.processor.raw_prompt(text, visuals)?;
+    let prompt = model.processor.raw_prompt_with(text, visuals, detail)?;
     let mel = |samples: &[f32]| model.processor.mel_extractor().map(|extractor| extractor.one_window(samples));
     let heard = recording.and_then(mel);
     let shown = Shown { images: &prompt.images, mel: heard.as_ref() };
@@ -70,21 +71,21 @@ pub fn check(
         let films: Vec<Video> =
             videos.iter().map(|video| with_frames(video, video.frames.iter().map(negative))).collect();
         let negatives = Visuals { images: &negatives, videos: &films };
-        let negatives = model.processor.raw_prompt(text, negatives)?.images;
+        let negatives = model.processor.raw_prompt_with(text, negatives, detail)?.images;
         let backwards: Vec<f32> = recording.unwrap_or_default().iter().rev().copied().collect();
         let backwards = heard.as_ref().and(mel(&backwards));
         facts.extend(run.pictures_decide(Shown { images: &negatives, mel: backwards.as_ref() }, shown)?);
     }
     if images.len() > 1 {
         let reversed: Vec<Image> = images.iter().rev().cloned().collect();
-        let reversed = model.processor.raw_prompt(text, Visuals { images: &reversed, videos })?;
+        let reversed = model.processor.raw_prompt_with(text, Visuals { images: &reversed, videos }, detail)?;
         let name = "the order of pictures matters";
         facts.push(run.order_decides(name, &reversed.ids, Shown { images: &reversed.images, mel: None })?);
     }
     if !videos.is_empty() {
         let backwards = |video: &Video| with_frames(video, video.frames.iter().rev().cloned());
         let backwards: Vec<Video> = videos.iter().map(backwards).collect();
-        let backwards = model.processor.raw_prompt(text, Visuals { images, videos: &backwards })?;
+        let backwards = model.processor.raw_prompt_with(text, Visuals { images, videos: &backwards }, detail)?;
         let name = "the order of frames matters";
         facts.push(run.order_decides(name, &backwards.ids, Shown { images: &backwards.images, mel: None })?);
     }

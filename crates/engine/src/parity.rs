@@ -1,9 +1,9 @@
 //! Is a model what the reference implementation is? Every stage is compared with tensors that the reference saved.
 //!
 //! A parity folder is a model folder that also holds `reference.json` (`prompt`, run as it is; optionally
-//! `max_new_tokens`), `reference.safetensors` and the prompt's pictures `image0.png`, `image1.png` and so on, its videos
-//! `video0.gif` and so on, or its recording as a tensor `in.waveform` of samples. With a `model` in `reference.json` the
-//! model is in that other folder. Of the tensors these are compared, where they exist: `in.input_ids`,
+//! `max_new_tokens`, and `image_tokens`, the most of a picture), `reference.safetensors` and the prompt's pictures
+//! `image0.png`, `image1.png` and so on, its videos `video0.gif` and so on, or its recording as a tensor `in.waveform` of
+//! samples. With a `model` in `reference.json` the model is in that other folder. Of the tensors these are compared, where they exist: `in.input_ids`,
 //! `in.pixel_values`, `in.input_features`, `out.image_features` (or one tensor per picture, `out.image_features.0` …; of
 //! features that deeper layers get too, the first columns), `out.audio_features` (the first of them), `out.logits`,
 //! `out.greedy_ids`, `out.beam<N>_ids` and `out.beam<N>_scores`.
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use ocelli_backend::Cancel;
 use ocelli_formats::{Config, ModelFiles, Safetensors, TensorData};
-use ocelli_processors::{Image, Processor, Prompt, Video, VideoOptions, VideoSource, Visuals};
+use ocelli_processors::{Detail, Image, Processor, Prompt, Video, VideoOptions, VideoSource, Visuals};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -108,7 +108,8 @@ pub fn check_promises(folder: &Path, options: &EngineOptions) -> Result<Metamorp
     let mut model = LoadedModel::load(&reference.model(folder)?, options)?;
     let (images, videos) = (reference.images(&model.processor)?, reference.videos(&model.processor)?);
     let shown = Visuals { images: &images, videos: &videos };
-    metamorphic::check(&mut model, &reference.prompt, shown, reference.recording()?.as_deref())
+    let (detail, recording) = (reference.video_options.detail, reference.recording()?);
+    metamorphic::check(&mut model, &reference.prompt, shown, detail, recording.as_deref())
 }
 
 impl ParityReport {
@@ -164,7 +165,7 @@ impl Reference {
         let video_options = VideoOptions {
             fps: json.get("video").and_then(|video| video.get("fps")?.as_f64()),
             max_frames: json.get("video").and_then(|video| count(video, "max_frames")),
-            ..VideoOptions::default()
+            detail: count(&json, "image_tokens").map_or(Detail::Auto, Detail::AtMost),
         };
         let path = folder.join("reference.safetensors");
         let tensors = std::fs::read(&path).map_err(|error| bad(path.clone(), &reason(&error)))?;
@@ -268,7 +269,9 @@ impl Run<'_> {
     fn compare_prompt(&mut self) -> Result<Prompt> {
         let processor = &self.model.processor;
         let (images, videos) = (self.reference.images(processor)?, self.reference.videos(processor)?);
-        let prompt = processor.raw_prompt(&self.reference.prompt, Visuals { images: &images, videos: &videos })?;
+        let shown = Visuals { images: &images, videos: &videos };
+        let detail = self.reference.video_options.detail;
+        let prompt = processor.raw_prompt_with(&self.reference.prompt, shown, detail)?;
         if let Some(expected) = self.reference.tensors.tensor("in.input_ids") {
             let expected = self.reference.ids("in.input_ids", &expected)?;
             self.rows.push(self.id_row("in.input_ids", &prompt.ids, &expected));

@@ -7,7 +7,7 @@ use ocelli_engine::{
     Answer, Engine, EngineOptions, Error, Event, FinishDetail, FinishReason, GenerateOptions, Input, ModelInfo, Request,
 };
 use ocelli_formats::ModelFiles;
-use ocelli_processors::Image;
+use ocelli_processors::{Detail, Image};
 use proptest::prelude::*;
 
 fn files(family: &str) -> ModelFiles {
@@ -263,6 +263,28 @@ fn a_picture_seen_before_gives_the_same_answer_and_never_another_ones() {
         assert_eq!(content(again), content(fresh), "picture {shade}");
     }
     assert_ne!(used.answer(ask(0)).unwrap().token_ids, used.answer(ask(200)).unwrap().token_ids);
+}
+
+/// The same picture in more or fewer tokens is other features, which the cache keeps apart.
+#[test]
+fn a_picture_in_fewer_tokens_is_another_one_to_the_cache() {
+    let picture = Image::new(150, 90, (0..150 * 90 * 3).map(|at| (at % 251) as u8).collect());
+    let ask = |detail| {
+        let text = "<image>what is in the picture?".to_owned();
+        let input = Input::Raw { text, images: vec![picture.clone()], videos: Vec::new(), detail };
+        Request { input, options: greedy(8) }
+    };
+    let used = engine("smolvlm");
+    let [auto, tile, small] = [(Detail::Auto, 20), (Detail::AtMost(4), 4), (Detail::AtMost(3), 1)];
+    for (detail, tokens) in [auto, small, tile, small, auto, tile, (Detail::AtMost(1), 1), (Detail::Low, 4)] {
+        let (again, fresh) = (used.answer(ask(detail)).unwrap(), engine("smolvlm").answer(ask(detail)).unwrap());
+        assert_eq!(again.vision_tokens, tokens, "{detail:?}");
+        assert_eq!(content(again), content(fresh), "{detail:?}");
+    }
+    let ids = |detail| used.answer(ask(detail)).unwrap().token_ids;
+    assert_ne!(ids(auto.0), ids(small.0));
+    let error = used.answer(ask(Detail::AtMost(0))).unwrap_err();
+    assert!(error.hint().unwrap().contains("--image-tokens 1 or more"), "{error}");
 }
 
 #[test]

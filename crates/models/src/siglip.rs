@@ -112,7 +112,8 @@ impl<B: Backend> Siglip<B> {
     }
 }
 
-/// Place in a table of `side` × `side` positions for every patch of a grid: each axis is stretched over the table.
+/// Place in a table of `side` × `side` positions for every patch of a grid: each axis is stretched over the table. The
+/// reference divides in single precision, which comes to the same for the published tables (26, 27 and 32).
 fn position_ids(rows: usize, columns: usize, side: usize) -> Vec<usize> {
     let stretch = |at: usize, count: usize| at * side / count;
     let row = |r| (0..columns).map(move |c| stretch(r, rows) * side + stretch(c, columns));
@@ -132,6 +133,13 @@ mod tests {
 
     #[test]
     fn a_smaller_tile_spreads_over_the_table() {
+        // Computed with the reference, for the published tables of 32 and 27.
+        let axis = |count, side| position_ids(1, count, side);
+        let of_32 = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 16, 17, 18, 20, 21, 22, 24, 25, 26, 28, 29, 30];
+        assert_eq!(axis(24, 32), of_32);
+        assert_eq!(axis(20, 32), [0, 1, 3, 4, 6, 8, 9, 11, 12, 14, 16, 17, 19, 20, 22, 24, 25, 27, 28, 30]);
+        assert_eq!(axis(18, 27), [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18, 19, 21, 22, 24, 25]);
+        assert_eq!(axis(12, 27), [0, 2, 4, 6, 9, 11, 13, 15, 18, 20, 22, 24]);
         assert_eq!(position_ids(1, 2, 4), [0, 2]);
         assert_eq!(position_ids(2, 1, 4), [0, 8]);
     }

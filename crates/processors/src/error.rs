@@ -71,6 +71,14 @@ pub enum Error {
         /// Longest side over shortest side.
         limit: usize,
     },
+    /// Fewer tokens for a picture than the model can do with.
+    #[error("this model takes at least {fewest} token(s) for a picture, and {tokens} were allowed")]
+    TooFewTokens {
+        /// What [`crate::Detail::AtMost`] said.
+        tokens: usize,
+        /// [`crate::ImageProcessor::fewest_tokens`].
+        fewest: usize,
+    },
     /// A picture whose file ends before its content does.
     #[error("the {format} image is truncated: {message}")]
     TruncatedImage {
@@ -297,6 +305,9 @@ impl Error {
             Self::UnsupportedImageFormat { .. } => "convert it to PNG or JPEG first",
             Self::ImageTooLarge { .. } => "scale it down, or raise the limit with --max-pixels",
             Self::ImageFileTooLarge { .. } => "scale it down first",
+            Self::TooFewTokens { fewest, .. } => {
+                return Some(format!("give --image-tokens {fewest} or more, or leave it out"));
+            }
             Self::TruncatedImage { .. } => "the file is incomplete; copy or download it again",
             Self::NoFrames => "a folder's frames are JPEG, PNG, WebP, GIF, BMP or TIFF files",
             Self::FrameSize { .. } => "bring all frames to one size first",

@@ -43,6 +43,23 @@ pub trait ImageProcessor: Send + Sync {
         self.prepare_with(image, detail)
     }
 
+    /// The fewest tokens that any picture of usual shape can be shown in; for many families all pictures take so many.
+    fn fewest_tokens(&self) -> usize {
+        self.vision_tokens(1, 1, Detail::Low)
+    }
+
+    /// Whether a picture can be looked at like this.
+    ///
+    /// # Errors
+    /// [`Error::TooFewTokens`] for less than [`ImageProcessor::fewest_tokens`].
+    fn check_detail(&self, detail: Detail) -> Result<()> {
+        let fewest = self.fewest_tokens();
+        match detail {
+            Detail::AtMost(tokens) if tokens < fewest => Err(Error::TooFewTokens { tokens, fewest }),
+            _ => Ok(()),
+        }
+    }
+
     /// How closely a picture is looked at that is one of several of a prompt.
     fn detail_among(&self, n_images: usize, detail: Detail) -> Detail {
         let _ = n_images;

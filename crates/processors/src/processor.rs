@@ -169,10 +169,12 @@ impl Processor {
     /// in memory.
     ///
     /// # Errors
-    /// [`Error::NoVideos`] for a model that takes none; [`Error::NoFrames`], [`Error::FrameSize`], [`Error::TooNarrow`];
+    /// [`Error::NoVideos`] for a model that takes none; [`Error::NoFrames`], [`Error::FrameSize`], [`Error::TooNarrow`],
+    /// [`Error::TooFewTokens`];
     /// what cannot be read, as [`VideoSource::open`] says.
     pub fn read_video(&self, source: &VideoSource, options: &VideoOptions) -> Result<Video> {
         let videos = self.videos().ok_or_else(|| self.no_videos())?;
+        self.images.iter().try_for_each(|images| images.check_detail(options.detail))?;
         let info = source.info();
         let mut indices = videos.sample(info, options);
         let (mut frames, mut source_size) = (Vec::with_capacity(indices.len()), None);
@@ -198,7 +200,7 @@ impl Processor {
     /// # Errors
     /// [`Error::NoChatTemplate`], [`Error::NoVision`], [`Error::NoVideos`], [`Error::ImageCount`],
     /// [`Error::VideoCount`], [`Error::BadRole`], [`Error::TemplateRefused`], [`Error::Template`], [`Error::NoPixels`],
-    /// [`Error::Encode`], [`Error::ImageTokens`].
+    /// [`Error::TooFewTokens`], [`Error::Encode`], [`Error::ImageTokens`].
     pub fn chat_prompt<'a>(
         &self,
         messages: &[Message],
@@ -244,7 +246,7 @@ impl Processor {
     ///
     /// # Errors
     /// [`Error::NoVision`], [`Error::NoVideos`], [`Error::ImageCount`], [`Error::VideoCount`], [`Error::NoPixels`],
-    /// [`Error::Encode`], [`Error::ImageTokens`].
+    /// [`Error::TooFewTokens`], [`Error::Encode`], [`Error::ImageTokens`].
     pub fn raw_prompt<'a>(&self, text: &str, shown: impl Into<Visuals<'a>>) -> Result<Prompt> {
         self.raw_prompt_with(text, shown, Detail::Auto)
     }
@@ -413,6 +415,7 @@ impl Processor {
     /// `text` still has its placeholders.
     fn prepare(&self, shown: Visuals<'_>, detail: Detail, text: &str) -> Result<Prepared> {
         let Some(processor) = &self.images else { return Ok(Prepared::default()) };
+        processor.check_detail(detail)?;
         let text = text.replace(processor.placeholder(), "");
         let detail = processor.detail_among(shown.images.len(), detail);
         let images = shown.images.iter().map(|image| processor.prepare_for(image, detail, &text));

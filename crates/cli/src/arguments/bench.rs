@@ -8,7 +8,7 @@ use clap::{Args, ValueHint};
 use ocelli_engine::bench::{PUBLISHED, Picture};
 
 use super::shared::positive;
-use super::{DetailArg, DeviceArgs};
+use super::{DeviceArgs, LookArgs};
 
 /// Measure how fast a model runs on this machine
 ///
@@ -24,6 +24,7 @@ Examples:
   ocelli bench --random-weights qwen2.5-1.5b --quant q4 --prompt-tokens 512 --json > before.json
   ocelli bench --random-weights qwen2.5-1.5b --quant q4 --prompt-tokens 512 --compare before.json
   ocelli bench --random-weights smolvlm-256m --image-size 224 --max-tokens 20 --plot stages.svg
+  ocelli bench --random-weights smolvlm-256m --image-size 224 --image-tokens 16 --max-tokens 20
   ocelli bench --machine")]
 pub(crate) struct BenchArgs {
     /// A model's folder, its id in the Hugging Face cache, or `demo` for the built-in model [default: demo]
@@ -46,9 +47,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, conflicts_with = "image_size")]
     no_image: bool,
 
-    /// How closely to look at the picture: more tiles are more tokens
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) detail: DetailArg,
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
 
     /// Tokens of the prompt besides those of the picture
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = positive)]

@@ -12,12 +12,33 @@ use super::DEMO;
 use super::precision::PrecisionArgs;
 use crate::output::OutPath;
 
-/// How a prompt with pictures is put to a model.
+/// How closely pictures are looked at.
 #[derive(Debug, Args)]
-pub(crate) struct PromptArgs {
+pub(crate) struct LookArgs {
     /// How closely to look at pictures: more tiles are more tokens
     #[arg(long, value_enum, default_value_t)]
     detail: DetailArg,
+
+    /// Show each picture, or frame of a video, in at most N tokens, such as 16: fewer are faster and see less
+    ///
+    /// Of SmolVLM a tile of 512x512 pixels is 64 tokens; 36 are one of 384x384, 16 one of 256x256. Qwen-VL scales
+    /// pictures down. Other families take fewer tiles, if they have tiles; most take the same number for every picture.
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "detail")]
+    image_tokens: Option<usize>,
+}
+
+impl LookArgs {
+    /// For the processor.
+    pub(crate) fn detail(&self) -> Detail {
+        self.image_tokens.map_or_else(|| self.detail.into(), Detail::AtMost)
+    }
+}
+
+/// How a prompt with pictures is put to a model.
+#[derive(Debug, Args)]
+pub(crate) struct PromptArgs {
+    #[command(flatten)]
+    look: LookArgs,
 
     /// Set a variable of the model's chat template, such as caption=short (Moondream); give the flag once for each
     #[arg(long = "template", value_name = "NAME=VALUE", value_parser = variable)]
@@ -47,7 +68,7 @@ impl PromptArgs {
     /// What the processor makes a prompt with.
     pub(crate) fn chat_options(&self) -> ChatOptions {
         let variables = self.variables.iter().cloned().collect();
-        ChatOptions { detail: self.detail.into(), variables, ..ChatOptions::answer() }
+        ChatOptions { detail: self.look.detail(), variables, ..ChatOptions::answer() }
     }
 
     /// What a picture may be; whoever names a number of pixels means it for long and narrow ones, too.
@@ -203,7 +224,7 @@ enum EarlyStoppingArg {
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(crate) enum DetailArg {
+enum DetailArg {
     /// As the model is configured
     #[default]
     Auto,

@@ -62,7 +62,7 @@ fn measure(args: &BenchArgs) -> Result<Report, Failure> {
     let options = BenchOptions {
         engine: args.device.options(),
         picture: args.picture(),
-        detail: args.detail.into(),
+        detail: args.look.detail(),
         prompt_tokens: args.prompt_tokens,
         max_tokens: args.max_tokens,
         runs: args.runs,

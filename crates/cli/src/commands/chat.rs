@@ -26,9 +26,9 @@ pub(crate) fn run(args: &ChatArgs) -> Outcome {
         return Err(Failure::message(Exit::Failed, format!("{}: no such file", path.display())));
     }
     let engine = model::load(&files, &args.model.device)?;
-    model::require(&engine, !args.images.is_empty(), false)?;
+    model::require(&engine, (!args.images.is_empty()).then(|| args.look.detail()), false)?;
     let options = model::generate_options(&args.sampling, Some(engine.info()))?;
-    let mut chat = Chat::new(engine, options, args.video.options(args.detail.into()), args.system.as_deref());
+    let mut chat = Chat::new(engine, options, args.video.options(args.look.detail()), args.system.as_deref());
     chat.waiting = args.images.iter().map(|path| chat.look(path, false)).collect::<Result<_, _>>()?;
 
     let mut editor = Editor::open(stdin().is_terminal() && stdout().is_terminal());
@@ -143,7 +143,8 @@ impl Chat {
                 "give the path of a picture: /image photo.jpg"
             });
         }
-        let result = model::require(&self.engine, true, false).and_then(|()| self.look(OsStr::new(path), is_video));
+        let required = model::require(&self.engine, Some(self.video.detail), false);
+        let result = required.and_then(|()| self.look(OsStr::new(path), is_video));
         match result {
             Ok(shown) => {
                 let what = match &shown {

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &DescribeArgs) -> Outcome {
         model::introduce(&args.model.model);
     }
     let engine = model::load(&files, &args.model.device)?;
-    model::require(&engine, true, args.raw)?;
+    model::require(&engine, Some(args.answer.prompting.chat_options().detail), args.raw)?;
     let options = model::generate_options(&args.sampling, Some(engine.info()))?;
     let show = match is_single {
         _ if args.answer.json => Show::Json,

@@ -1,6 +1,7 @@
 //! `ocelli eval demo`: how often the built-in model is right about pictures it has never seen.
 
 use ocelli_engine::demo::{self, Accuracy, Tally};
+use ocelli_processors::Detail;
 use serde_json::json;
 
 use crate::arguments::EvalDemoArgs;
@@ -12,7 +13,7 @@ pub(crate) fn run(args: &EvalDemoArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
     let files = model::find(&args.model.model, args.model.revision.as_deref())?;
     let engine = model::load(&files, &args.model.device)?;
-    model::require(&engine, true, false)?;
+    model::require(&engine, Some(Detail::Auto), false)?;
     let options = model::generate_options(&args.sampling, Some(engine.info()))?;
     let bar = progress_bar(0, "images");
     let accuracy = demo::evaluate(&engine, &options, args.limit, &mut |done, total| {

@@ -37,7 +37,8 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         model::introduce(&args.model.model);
     }
     let engine = model::load(&files, &args.model.device)?;
-    model::require(&engine, !names.is_empty(), args.raw)?;
+    let look = (!names.is_empty()).then(|| args.answer.prompting.chat_options().detail);
+    model::require(&engine, look, args.raw)?;
     let started = Instant::now();
     // Which frames of a video are read depends on the model.
     match watch(args, &videos, &engine) {

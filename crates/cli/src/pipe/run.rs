@@ -213,7 +213,8 @@ impl Run<'_> {
 fn require(stage: &[Step], engine: Option<&Engine>) -> Result<(), Failure> {
     for (step, engine) in stage.iter().zip(engine.into_iter().cycle()) {
         if let Task::Ask(question) = &step.task {
-            let required = model::require(engine, !question.images.is_empty(), question.raw);
+            let look = (!question.images.is_empty()).then(|| question.prompting.chat_options().detail);
+            let required = model::require(engine, look, question.raw);
             required.map_err(|failure| failure.about(&format!("step `{}`", step.name)))?;
         }
     }

@@ -24,6 +24,31 @@ fn the_models_template_can_be_told_more() {
 }
 
 #[test]
+fn a_picture_may_be_shown_in_fewer_tokens() {
+    let scratch = Scratch::with_pictures();
+    let ask = |command: &[&str], more: &[&str]| {
+        scratch.run(command.iter().chain(&["--json", "--max-tokens", "4"]).chain(more))
+    };
+    let describe = ["describe", "pics/a.png"];
+    let run = ["run", "Describe the image.", "--image", "pics/a.png"];
+    let all = ask(&describe, &[]).objects()[0]["vision_tokens"].as_u64().unwrap();
+    for command in [&describe[..], &run] {
+        for (most, expected) in [("16", 16), ("15", 9), ("100000", all)] {
+            let ran = ask(command, &["--image-tokens", most]);
+            ran.ok();
+            assert_eq!(ran.objects()[0]["vision_tokens"], expected, "{most}: {ran:?}");
+        }
+    }
+    let ran = ask(&describe, &["--image-tokens", "4", "--detail", "low"]);
+    assert!(ran.code == 2 && ran.stderr.contains("cannot be used with"), "{ran:?}");
+    // A model whose pictures all take the same number says so once, before it looks at any.
+    let model = repository("fixtures/llava").to_string_lossy().into_owned();
+    let ran = scratch.run(["describe", "pics", "--model", &model, "--image-tokens", "8"]);
+    assert_eq!((ran.code, ran.stderr.matches("takes at least 9 token(s) for a picture").count()), (3, 1), "{ran:?}");
+    assert!(ran.stderr.contains("--image-tokens 9 or more"), "{ran:?}");
+}
+
+#[test]
 fn one_picture_is_one_answer() {
     let scratch = Scratch::with_pictures();
     let ran = scratch.run(["describe", "pics/a.png"]);

@@ -147,7 +147,10 @@ impl Subject {
         let session = ModelSession::new(backend, model, config.model_type(), options.engine.prefill_chunk);
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         // One view of a picture whose size nobody chose.
-        let detail = if options.picture == Picture::Auto { Detail::Low } else { options.detail };
+        let detail = match (options.picture, options.detail) {
+            (Picture::Auto, Detail::Auto | Detail::High) => Detail::Low,
+            (_, detail) => detail,
+        };
         let picture = picture(image_processor(files, config)?, options, &info, detail)?;
         let session = Box::new(session);
         let weights_in = "memory (random values)";
@@ -208,6 +211,7 @@ fn picture(
             Picture::Auto | Picture::None => Ok(Source::None),
         };
     };
+    processor.check_detail(detail)?;
     Ok(match options.picture {
         Picture::None => Source::None,
         Picture::Auto => Source::Pixels(processor, noise::picture(512, 512), detail),

@@ -121,6 +121,11 @@ fn a_large_picture_is_tiles_and_a_global_view() {
     assert_eq!(subject.prompt(5).len(), 4 * 4 + 5);
     let low = BenchOptions { detail: Detail::Low, ..large };
     assert_eq!(random(&low).unwrap().shape.unwrap().shape[0], 1);
+    let few = BenchOptions { detail: Detail::AtMost(3), ..low };
+    assert_eq!(random(&few).unwrap().prompt(5).len(), 1 + 5);
+    let none = BenchOptions { detail: Detail::AtMost(0), ..few };
+    let error = random(&none).err().unwrap();
+    assert!(error.to_string().starts_with("this model takes at least 1 token(s)"), "{error}");
 }
 
 #[test]

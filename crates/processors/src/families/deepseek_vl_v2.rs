@@ -84,7 +84,7 @@ impl ImageProcessor for DeepseekVlV2 {
             return Err(Error::NoPixels { width, height });
         }
         let tile = self.settings.tile;
-        let target = self.settings.resolution(width, height, detail);
+        let target = self.resolution(width, height, detail);
         let [columns, rows] = [target.0 / tile, target.1 / tile];
         let mut pixel_values = Vec::with_capacity((1 + rows * columns) * 3 * tile * tile);
         let mut append = |image: &Image, left, top| {
@@ -113,11 +113,14 @@ impl ImageProcessor for DeepseekVlV2 {
     }
 
     fn detail_among(&self, n_images: usize, detail: Detail) -> Detail {
-        if n_images > MOST_TILED && detail == Detail::Auto { Detail::Low } else { detail }
+        match detail {
+            Detail::Auto | Detail::AtMost(_) if n_images > MOST_TILED => Detail::Low,
+            detail => detail,
+        }
     }
 
     fn vision_tokens(&self, width: usize, height: usize, detail: Detail) -> usize {
-        self.tokens(self.settings.resolution(width.max(1), height.max(1), detail))
+        self.tokens(self.resolution(width.max(1), height.max(1), detail))
     }
 
     fn expand(&self, image: &PreparedImage) -> String {
@@ -143,14 +146,23 @@ impl DeepseekVlV2 {
         let (side, tile) = (self.tokens_per_side, self.settings.tile);
         side * (side + 1) + 1 + height / tile * side * (width / tile * side + 1)
     }
+
+    /// Width and height of all tiles together.
+    fn resolution(&self, width: usize, height: usize, detail: Detail) -> (usize, usize) {
+        let Settings { tile, candidates, .. } = &self.settings;
+        match detail {
+            Detail::Low => (*tile, *tile),
+            Detail::Auto | Detail::High => best_resolution(candidates, width, height),
+            Detail::AtMost(most) => {
+                let mut fitting = candidates.clone();
+                fitting.retain(|&candidate| self.tokens(candidate) <= most);
+                if fitting.is_empty() { (*tile, *tile) } else { best_resolution(&fitting, width, height) }
+            }
+        }
+    }
 }
 
 impl Settings {
-    /// Width and height of all tiles together.
-    fn resolution(&self, width: usize, height: usize, detail: Detail) -> (usize, usize) {
-        if detail == Detail::Low { (self.tile, self.tile) } else { best_resolution(&self.candidates, width, height) }
-    }
-
     /// A hash of the picture and of all that decides its pixel values.
     fn hash(&self, image: &Image, target: (usize, usize)) -> u128 {
         let mut hasher = blake3::Hasher::new();

@@ -4,6 +4,8 @@
 //! whole tiles of `max_image_size`, cut into them row by row, and shown once more as a whole in the last tile. Every
 //! resize rounds to bytes. One that fits one tile is that tile alone, and has no rows or columns. Without splitting it
 //! is squashed into one tile, but only after the first resize: skipping that one would change the pixels.
+//! Fewer tokens than a tile has are a smaller tile, into which a picture is squashed at once, as with `do_resize` and
+//! `do_image_splitting` off and a smaller `max_image_size`; fewer tiles are a shorter `size.longest_edge`.
 //! `do_pad` only evens out batches: all tiles have the same size, so it changes nothing here.
 
 use ocelli_formats::Section;
@@ -20,8 +22,7 @@ use crate::{Error, Result};
 struct Idefics3 {
     settings: Settings,
     table: PixelTable,
-    /// Image tokens per tile.
-    tokens_per_tile: usize,
+    tokens: TileTokens,
     /// Only SmolVLM2 takes videos.
     video: Option<SmolVideo>,
 }
@@ -53,7 +54,7 @@ pub(super) fn load(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
 /// Of SmolVLM2: videos, too.
 pub(super) fn load_2(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
     let pictures = Idefics3::load(model)?;
-    let video = SmolVideo::load(model, pictures.tokens_per_tile, pictures.settings.tile)?;
+    let video = SmolVideo::load(model, pictures.tokens, pictures.settings.tile)?;
     Ok(Box::new(Idefics3 { video: Some(video), ..pictures }))
 }
 
@@ -68,9 +69,9 @@ impl Idefics3 {
             Some(section) => section.parse()?,
             None => return Err(model.config.root().error("vision_config", "missing").into()),
         };
-        let tokens_per_tile = tokens_per_tile(model.config.root(), &vision, settings.tile)?;
+        let tokens = TileTokens::new(model.config.root(), &vision, settings.tile)?;
         let table = PixelTable::new(settings.rescale, settings.normalize);
-        Ok(Self { settings, table, tokens_per_tile, video: None })
+        Ok(Self { settings, table, tokens, video: None })
     }
 }
 
@@ -80,8 +81,8 @@ impl ImageProcessor for Idefics3 {
         if width == 0 || height == 0 {
             return Err(Error::NoPixels { width, height });
         }
-        let plan = self.settings.plan(width, height, detail);
-        let Settings { tile, filter, .. } = self.settings;
+        let plan = self.settings.plan((width, height), detail, self.tokens);
+        let (tile, filter) = (plan.tile, self.settings.filter);
         let first = resize(image, plan.first.0, plan.first.1, filter);
         let whole = resize(&first, plan.second.0, plan.second.1, filter);
         let mut pixel_values = Vec::with_capacity(plan.n_tiles() * 3 * tile * tile);
@@ -104,17 +105,22 @@ impl ImageProcessor for Idefics3 {
             text_ids: Vec::new(),
             image_size: (width, height),
             resized_to: plan.second,
-            vision_tokens: plan.n_tiles() * self.tokens_per_tile,
+            vision_tokens: plan.n_tiles() * self.tokens.of(tile),
             content_hash: self.settings.hash(image, &plan),
         })
     }
 
     fn vision_tokens(&self, width: usize, height: usize, detail: Detail) -> usize {
-        self.settings.plan(width.max(1), height.max(1), detail).n_tiles() * self.tokens_per_tile
+        let plan = self.settings.plan((width.max(1), height.max(1)), detail, self.tokens);
+        plan.n_tiles() * self.tokens.of(plan.tile)
+    }
+
+    fn fewest_tokens(&self) -> usize {
+        1
     }
 
     fn expand(&self, image: &PreparedImage) -> String {
-        let tokens = IMAGE.repeat(self.tokens_per_tile);
+        let tokens = IMAGE.repeat(image.vision_tokens / image.shape[0]);
         let mut text = String::new();
         let [_, rows, columns] = image.grid;
         for row in 1..=rows {
@@ -147,6 +153,8 @@ impl ImageProcessor for Idefics3 {
 pub(super) struct Plan {
     pub(super) first: (usize, usize),
     pub(super) second: (usize, usize),
+    /// Pixels per side of a tile.
+    pub(super) tile: usize,
     rows: usize,
     cols: usize,
 }
@@ -185,25 +193,47 @@ impl Settings {
         })
     }
 
-    pub(super) fn plan(&self, width: usize, height: usize, detail: Detail) -> Plan {
-        let first = match self.size {
+    pub(super) fn plan(&self, size: (usize, usize), detail: Detail, tokens: TileTokens) -> Plan {
+        match detail {
+            Detail::Auto => self.plan_tiles(size, self.size, self.do_image_splitting),
+            Detail::Low => self.plan_tiles(size, self.size, false),
+            Detail::High => self.plan_tiles(size, self.size, true),
+            Detail::AtMost(most) if most < tokens.of(self.tile) => {
+                let tile = tokens.side_of(most);
+                Plan { first: size, second: (tile, tile), tile, rows: 0, cols: 0 }
+            }
+            Detail::AtMost(most) => self.plan_within(size, most / tokens.of(self.tile)),
+        }
+    }
+
+    /// As configured, or with as large a picture as `n_tiles` hold.
+    fn plan_within(&self, size: (usize, usize), n_tiles: usize) -> Plan {
+        let whole = match self.size {
+            Size::LongestEdge(longest) => longest.div_ceil(self.tile),
+            Size::Exact { .. } => 1,
+        };
+        let smaller = (2..whole).rev().map(|edge_tiles| Size::LongestEdge(edge_tiles * self.tile));
+        let mut plans =
+            [self.size].into_iter().chain(smaller).map(|to| self.plan_tiles(size, to, self.do_image_splitting));
+        plans.find(|plan| plan.n_tiles() <= n_tiles).unwrap_or_else(|| self.plan_tiles(size, self.size, false))
+    }
+
+    /// For a first resize `to` this size.
+    fn plan_tiles(&self, (width, height): (usize, usize), to: Size, splits: bool) -> Plan {
+        let tile = self.tile;
+        let first = match to {
             _ if !self.do_resize => (width, height),
             Size::Exact { width, height } => (width, height),
             Size::LongestEdge(longest) => below_maximum(to_longest_edge((width, height), longest)),
         };
-        let splits = match detail {
-            Detail::Auto => self.do_image_splitting,
-            Detail::Low => false,
-            Detail::High => true,
-        };
         if !splits {
-            return Plan { first, second: (self.tile, self.tile), rows: 0, cols: 0 };
+            return Plan { first, second: (tile, tile), tile, rows: 0, cols: 0 };
         }
-        let second = to_whole_tiles(first, self.tile);
-        let (cols, rows) = (second.0 / self.tile, second.1 / self.tile);
+        let second = to_whole_tiles(first, tile);
+        let (cols, rows) = (second.0 / tile, second.1 / tile);
         // One tile needs no global view beside it.
         let (rows, cols) = if rows * cols == 1 { (0, 0) } else { (rows, cols) };
-        Plan { first, second, rows, cols }
+        Plan { first, second, tile, rows, cols }
     }
 
     /// A hash of the picture and of all that decides its pixel values.
@@ -253,20 +283,38 @@ fn to_whole_tiles((width, height): (usize, usize), tile: usize) -> (usize, usize
 }
 
 /// What the connector makes of a tile: patches per side, squared, over `scale_factor` squared.
-fn tokens_per_tile(root: &Section, vision: &VisionConfig, tile: usize) -> Result<usize> {
-    let scale_factor = match root.get("scale_factor") {
-        None => 2,
-        Some(value) => value.as_u64().and_then(|factor| usize::try_from(factor).ok()).unwrap_or(0),
-    };
-    let patch_size = vision.patch_size;
-    let per_side = tile.checked_div(patch_size).unwrap_or(0);
-    let pixels_per_token = scale_factor.saturating_mul(scale_factor);
-    match (per_side * per_side).checked_div(pixels_per_token) {
-        Some(tokens @ 1..) => Ok(tokens),
-        _ => {
-            let message = format!("a tile of {tile} with patches of {patch_size} gives no token at {scale_factor}");
-            Err(root.error("scale_factor", &message).into())
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TileTokens {
+    patch_size: usize,
+    scale_factor: usize,
+}
+
+impl TileTokens {
+    fn new(root: &Section, vision: &VisionConfig, tile: usize) -> Result<Self> {
+        let scale_factor = match root.get("scale_factor") {
+            None => 2,
+            Some(value) => value.as_u64().and_then(|factor| usize::try_from(factor).ok()).unwrap_or(0),
+        };
+        let patch_size = vision.patch_size;
+        let per_side = tile.checked_div(patch_size).unwrap_or(0);
+        let pixels_per_token = scale_factor.saturating_mul(scale_factor);
+        match (per_side * per_side).checked_div(pixels_per_token) {
+            Some(1..) => Ok(Self { patch_size, scale_factor }),
+            _ => {
+                let message = format!("a tile of {tile} with patches of {patch_size} gives no token at {scale_factor}");
+                Err(root.error("scale_factor", &message).into())
+            }
         }
+    }
+
+    /// Image tokens of a tile of this side.
+    pub(super) fn of(self, tile: usize) -> usize {
+        (tile / self.patch_size).pow(2) / self.scale_factor.pow(2)
+    }
+
+    /// The side of the largest tile of whole tokens that has at most so many.
+    pub(super) fn side_of(self, most: usize) -> usize {
+        most.isqrt().max(1) * self.patch_size * self.scale_factor
     }
 }
 

@@ -171,11 +171,9 @@ impl Settings {
     /// Width and height after resizing: `smart_resize` of the reference, in its order of operations.
     fn target(&self, width: usize, height: usize, detail: Detail) -> (usize, usize) {
         let unit = self.unit();
-        let max_pixels = match detail {
-            Detail::Low => self.max_pixels.min(LOW_TOKENS * unit * unit).max(self.min_pixels),
-            Detail::Auto | Detail::High => self.max_pixels,
-        };
-        smart_resize((width, height), [1, 1], unit, [self.min_pixels, max_pixels])
+        let max_pixels = self.max_pixels.min(most_tokens(detail).saturating_mul(unit * unit)).max(self.min_pixels);
+        let target = smart_resize((width, height), [1, 1], unit, [self.min_pixels, max_pixels]);
+        squashed(target, unit, detail)
     }
 
     /// Patches per column and row.
@@ -260,6 +258,28 @@ pub(super) fn smart_resize(
     }
 }
 
+/// Tokens that a picture may have besides the limits of its model.
+pub(super) fn most_tokens(detail: Detail) -> usize {
+    match detail {
+        Detail::Auto | Detail::High => usize::MAX,
+        Detail::Low => LOW_TOKENS,
+        Detail::AtMost(tokens) => tokens,
+    }
+}
+
+/// What [`Detail::AtMost`] still finds too large: narrow pictures keep one token across, small ones become larger than
+/// the least area. These lose their shape.
+pub(super) fn squashed((width, height): (usize, usize), unit: usize, detail: Detail) -> (usize, usize) {
+    let Detail::AtMost(tokens) = detail else { return (width, height) };
+    let (columns, rows) = (width / unit, height / unit);
+    if columns * rows <= tokens {
+        return (width, height);
+    }
+    let short = columns.min(rows).min(tokens.isqrt()).max(1);
+    let long = (tokens / short).max(1);
+    if columns > rows { (long * unit, short * unit) } else { (short * unit, long * unit) }
+}
+
 /// Defaults are those of transformers.
 #[derive(Deserialize)]
 #[serde(default)]
@@ -339,7 +359,7 @@ struct RawSize {
 /// Where the reference refuses a picture.
 const MAX_ASPECT: usize = 200;
 /// Tokens of a picture that is not looked at closely.
-pub(super) const LOW_TOKENS: usize = 256;
+const LOW_TOKENS: usize = 256;
 /// Of the class for pictures.
 const PICTURES: Defaults =
     Defaults { min_pixels: 56 * 56, max_pixels: 28 * 28 * 1280, patch: 14, mean: CLIP_MEAN, std: CLIP_STD };

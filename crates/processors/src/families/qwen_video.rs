@@ -15,7 +15,7 @@
 use serde::Deserialize;
 
 use super::qwen2_vl::{
-    self, CLIP_MEAN, CLIP_STD, END, LOW_TOKENS, RawSettings, START, Settings, check_shape, smart_resize,
+    self, CLIP_MEAN, CLIP_STD, END, RawSettings, START, Settings, check_shape, most_tokens, smart_resize, squashed,
 };
 use super::{Model, VideoProcessor};
 use crate::image::{Detail, Image, PixelTable, PreparedImage, resize};
@@ -94,28 +94,25 @@ impl QwenVideo {
         let (min, token) = (settings.min_pixels, unit * unit);
         let mut max = settings.max_pixels;
         let least = (min as f64 * 1.05) as usize;
-        match self.budget {
+        let target = match self.budget {
             Budget::Frame => {
                 if sampling.is_capped {
                     let total = (sampling.max_video_tokens as f64 * token as f64 * 0.9) as usize;
                     max = max.min(total * settings.frames / frames).max(least);
                 }
-                if detail == Detail::Low {
-                    max = max.min(LOW_TOKENS * token).max(min);
-                }
+                max = max.min(most_tokens(detail).saturating_mul(token)).max(min);
                 smart_resize((width, height), [1, 1], unit, [min, max])
             }
             Budget::Video => {
                 if sampling.is_capped {
                     max = (sampling.max_video_tokens * token).min(max / frames).max(least) * frames;
                 }
-                if detail == Detail::Low {
-                    max = max.min(LOW_TOKENS * token * frames).max(min);
-                }
+                max = max.min(most_tokens(detail).saturating_mul(token * frames)).max(min);
                 let held = (frames as f64 / settings.frames as f64).round_ties_even() as usize * settings.frames;
                 smart_resize(enlarged((width, height), unit), [frames, held], unit, [min, max])
             }
-        }
+        };
+        squashed(target, unit, detail)
     }
 }
 

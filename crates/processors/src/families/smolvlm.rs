@@ -7,7 +7,7 @@
 
 use serde::Deserialize;
 
-use super::idefics3::{FAKE, GLOBAL, IMAGE, RawSettings, Settings};
+use super::idefics3::{FAKE, GLOBAL, IMAGE, RawSettings, Settings, TileTokens};
 use super::{Model, VideoProcessor};
 use crate::image::{Detail, Image, PixelTable, PreparedImage, Window, resize};
 use crate::settings::video_config;
@@ -21,12 +21,12 @@ pub(super) struct SmolVideo {
     table: PixelTable,
     fps: f64,
     max_frames: usize,
-    tokens_per_tile: usize,
+    tokens: TileTokens,
 }
 
 impl SmolVideo {
-    /// For a tower whose tiles have this many tokens, and pixels per side.
-    pub(super) fn load(model: &Model<'_>, tokens_per_tile: usize, tile: usize) -> Result<Self> {
+    /// For a tower whose tiles become these tokens, and have this many pixels per side.
+    pub(super) fn load(model: &Model<'_>, tokens: TileTokens, tile: usize) -> Result<Self> {
         let (file, raw, _): (String, RawVideo, bool) = video_config(model.files)?;
         let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
         let settings = Settings::new(&file, raw.settings)?;
@@ -44,7 +44,7 @@ impl SmolVideo {
             return Err(error("video_sampling.max_frames", format!("expected 1 to {MOST_FRAMES}, got {max_frames}")));
         }
         let table = PixelTable::new(settings.rescale, settings.normalize);
-        Ok(Self { settings, table, fps, max_frames, tokens_per_tile })
+        Ok(Self { settings, table, fps, max_frames, tokens })
     }
 }
 
@@ -81,21 +81,28 @@ impl VideoProcessor for SmolVideo {
         evenly(start, end, wanted)
     }
 
-    fn fit(&self, frame: &Image, _: usize, _: Detail) -> Result<Image> {
+    fn fit(&self, frame: &Image, _: usize, detail: Detail) -> Result<Image> {
         let &Image { width, height, .. } = frame;
         if width == 0 || height == 0 {
             return Err(Error::NoPixels { width, height });
         }
-        let Settings { tile, filter, .. } = self.settings;
-        let plan = self.settings.plan(width, height, Detail::Low);
-        Ok(resize(&resize(frame, plan.first.0, plan.first.1, filter), tile, tile, filter))
+        let filter = self.settings.filter;
+        // At most one tile.
+        let detail = match detail {
+            Detail::AtMost(most) if most < self.tokens.of(self.settings.tile) => detail,
+            _ => Detail::Low,
+        };
+        let plan = self.settings.plan((width, height), detail, self.tokens);
+        Ok(resize(&resize(frame, plan.first.0, plan.first.1, filter), plan.tile, plan.tile, filter))
     }
 
     fn prepare(&self, video: &Video) -> Result<(PreparedImage, String)> {
-        let (tile, n_frames) = (self.settings.tile, video.frames.len());
-        if video.size()? != (tile, tile) {
-            return Err(frame_size(0, &video.frames[0], (tile, tile)));
+        let ((tile, height), n_frames, most) = (video.size()?, video.frames.len(), self.settings.tile);
+        let is_smaller = tile < most && self.tokens.side_of(self.tokens.of(tile)) == tile;
+        if height != tile || (tile != most && !is_smaller) {
+            return Err(frame_size(0, &video.frames[0], (most, most)));
         }
+        let tokens_per_frame = self.tokens.of(tile);
         let mut pixel_values = Vec::with_capacity(n_frames * 3 * tile * tile);
         for frame in &video.frames {
             let window = Window { left: 0, top: 0, width: tile, height: tile };
@@ -110,7 +117,7 @@ impl VideoProcessor for SmolVideo {
             text_ids: Vec::new(),
             image_size: video.source_size,
             resized_to: (tile, tile),
-            vision_tokens: n_frames * self.tokens_per_tile,
+            vision_tokens: n_frames * tokens_per_frame,
             content_hash: video.hash(&format!("smolvlm {:?}", self.settings)),
         };
         let last = video.seconds(n_frames - 1);
@@ -121,7 +128,7 @@ impl VideoProcessor for SmolVideo {
             "You are provided the following series of {count} frames from a {hours}:{minutes:02}:{seconds:02} \
              [H:MM:SS] video.\n"
         );
-        let tokens = IMAGE.repeat(self.tokens_per_tile);
+        let tokens = IMAGE.repeat(tokens_per_frame);
         for frame in 0..n_frames {
             let seconds = video.seconds(frame) as u64;
             text += &format!("\nFrame from {:02}:{:02}:{FAKE}{GLOBAL}{tokens}{FAKE}", seconds / 60, seconds % 60);

@@ -55,6 +55,11 @@ pub enum Detail {
     Low,
     /// As many as the family allows: tiles.
     High,
+    /// As [`Detail::Auto`], but at most so many vision tokens for each picture, and each frame of a video: smaller
+    /// pictures or fewer tiles. Not below [`ImageProcessor::fewest_tokens`].
+    ///
+    /// [`ImageProcessor::fewest_tokens`]: crate::ImageProcessor::fewest_tokens
+    AtMost(usize),
 }
 
 /// What the vision tower gets for one picture or video.

@@ -11,6 +11,8 @@ mod decode;
 #[cfg(test)]
 mod deepseek_vl_v2;
 #[cfg(test)]
+mod detail;
+#[cfg(test)]
 mod fast_vlm;
 #[cfg(test)]
 mod idefics3;
