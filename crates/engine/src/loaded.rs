@@ -109,8 +109,9 @@ impl LoadedModel {
             let model = ocelli_models::load(&backend, config, source);
             (processor.join(), model)
         });
-        let (processor, speech) = processor.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (mut processor, speech) = processor.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let model = model?;
+        processor.set_context_length(model.max_positions());
         if let Some(packs) = packs {
             packs.keep();
         }

@@ -101,6 +101,16 @@ pub enum Error {
         /// What the system says.
         message: String,
     },
+    /// A video of more tokens than any prompt may have; only its first frame was looked at.
+    #[error("{frames} frames of the video are {tokens} tokens, but the model's context is {context_length}")]
+    VideoTokens {
+        /// Frames that would be looked at.
+        frames: usize,
+        /// Vision tokens of all of them.
+        tokens: usize,
+        /// What [`crate::Processor::set_context_length`] was told.
+        context_length: usize,
+    },
     /// A video, or a folder for one, without frames.
     #[error("the video has no frames")]
     NoFrames,
@@ -309,6 +319,9 @@ impl Error {
                 return Some(format!("give --image-tokens {fewest} or more, or leave it out"));
             }
             Self::TruncatedImage { .. } => "the file is incomplete; copy or download it again",
+            Self::VideoTokens { .. } => {
+                "look at fewer frames with --max-frames or --fps, or at less of each with --image-tokens"
+            }
             Self::NoFrames => "a folder's frames are JPEG, PNG, WebP, GIF, BMP or TIFF files",
             Self::FrameSize { .. } => "bring all frames to one size first",
             Self::VideoTooLong { .. } => {

@@ -132,6 +132,9 @@ pub trait VideoProcessor: Send + Sync {
     /// [`Error::NoPixels`], [`Error::TooNarrow`].
     fn fit(&self, frame: &Image, n_frames: usize, detail: Detail) -> Result<Image>;
 
+    /// Vision tokens of so many frames of a size that [`VideoProcessor::fit`] made.
+    fn vision_tokens(&self, size: (usize, usize), n_frames: usize) -> usize;
+
     /// The arrays of a video, and the text that replaces its placeholder.
     ///
     /// # Errors

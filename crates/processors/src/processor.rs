@@ -26,6 +26,7 @@ pub struct Processor {
     /// Those that the tokenizer does not know.
     foreign_tokens: Vec<(&'static str, Vec<u32>)>,
     limits: ImageLimits,
+    context_length: usize,
 }
 
 /// What a model takes.
@@ -98,8 +99,19 @@ impl Processor {
         };
         let videos = images.as_ref().and_then(|images| images.videos());
         let video_id = videos.and_then(|videos| tokenizer.token_to_id(videos.video_token()));
-        let limits = ImageLimits::default();
-        Ok(Self { label, model_type, tokenizer, template, images, image_id, video_id, foreign_tokens, mel, limits })
+        Ok(Self {
+            label,
+            model_type,
+            tokenizer,
+            template,
+            images,
+            mel,
+            image_id,
+            video_id,
+            foreign_tokens,
+            limits: ImageLimits::default(),
+            context_length: usize::MAX,
+        })
     }
 
     /// The model's tokenizer.
@@ -147,6 +159,11 @@ impl Processor {
         self.limits = limits;
     }
 
+    /// Most tokens of a prompt: [`Processor::read_video`] refuses a video that has more of its own.
+    pub fn set_context_length(&mut self, tokens: usize) {
+        self.context_length = tokens;
+    }
+
     /// What a picture may cost at most in [`Processor::decode_image`].
     pub fn image_limits(&self) -> &ImageLimits {
         &self.limits
@@ -166,11 +183,11 @@ impl Processor {
     }
 
     /// The frames of a video that the model looks at, brought to the size at which it does; never more than these are
-    /// in memory.
+    /// in memory, and no more than the first one of a video that is too long for a prompt.
     ///
     /// # Errors
     /// [`Error::NoVideos`] for a model that takes none; [`Error::NoFrames`], [`Error::FrameSize`], [`Error::TooNarrow`],
-    /// [`Error::TooFewTokens`];
+    /// [`Error::TooFewTokens`], [`Error::VideoTokens`];
     /// what cannot be read, as [`VideoSource::open`] says.
     pub fn read_video(&self, source: &VideoSource, options: &VideoOptions) -> Result<Video> {
         let videos = self.videos().ok_or_else(|| self.no_videos())?;
@@ -183,7 +200,13 @@ impl Processor {
             if first != (frame.width, frame.height) {
                 return Err(crate::video::frame_size(frames.len(), &frame, first));
             }
-            frames.push(videos.fit(&frame, indices.len(), options.detail)?);
+            let fitted = videos.fit(&frame, indices.len(), options.detail)?;
+            let tokens = videos.vision_tokens((fitted.width, fitted.height), indices.len());
+            if tokens >= self.context_length {
+                let context_length = self.context_length;
+                return Err(Error::VideoTokens { frames: indices.len(), tokens, context_length });
+            }
+            frames.push(fitted);
             Ok(())
         })?;
         // A file may hold less than it says.

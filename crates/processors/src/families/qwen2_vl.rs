@@ -209,7 +209,7 @@ impl Settings {
         self.patch * self.merge
     }
 
-    fn tokens(&self, (width, height): (usize, usize)) -> usize {
+    pub(super) fn tokens(&self, (width, height): (usize, usize)) -> usize {
         let unit = self.unit();
         (width / unit) * (height / unit)
     }

@@ -171,9 +171,13 @@ impl VideoProcessor for QwenVideo {
         Ok(resize(frame, width, height, self.settings.filter))
     }
 
+    fn vision_tokens(&self, size: (usize, usize), n_frames: usize) -> usize {
+        n_frames.div_ceil(self.settings.frames) * self.settings.tokens(size)
+    }
+
     fn prepare(&self, video: &Video) -> Result<(PreparedImage, String)> {
         let (width, height) = video.size()?;
-        let Settings { frames, merge, .. } = self.settings;
+        let frames = self.settings.frames;
         let unit = self.settings.unit();
         if width % unit != 0 || height % unit != 0 {
             let whole = (width.next_multiple_of(unit), height.next_multiple_of(unit));
@@ -186,7 +190,7 @@ impl VideoProcessor for QwenVideo {
         let groups = video.frames.len().div_ceil(frames);
         let [rows, columns] = self.settings.grid(&video.frames[0]);
         let patches = groups * rows * columns;
-        let per_group = rows * columns / (merge * merge);
+        let per_group = self.settings.tokens((width, height));
         let prepared = PreparedImage {
             shape: [1, 1, patches, pixel_values.len() / patches],
             pixel_values,
@@ -196,7 +200,7 @@ impl VideoProcessor for QwenVideo {
             text_ids: Vec::new(),
             image_size: video.source_size,
             resized_to: (width, height),
-            vision_tokens: groups * per_group,
+            vision_tokens: self.vision_tokens((width, height), video.frames.len()),
             content_hash: video.hash(&format!("qwen {:?}", self.settings)),
         };
         let tokens = match self.budget {

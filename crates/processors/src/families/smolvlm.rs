@@ -96,13 +96,16 @@ impl VideoProcessor for SmolVideo {
         Ok(resize(&resize(frame, plan.first.0, plan.first.1, filter), plan.tile, plan.tile, filter))
     }
 
+    fn vision_tokens(&self, (tile, _): (usize, usize), n_frames: usize) -> usize {
+        n_frames * self.tokens.of(tile)
+    }
+
     fn prepare(&self, video: &Video) -> Result<(PreparedImage, String)> {
         let ((tile, height), n_frames, most) = (video.size()?, video.frames.len(), self.settings.tile);
         let is_smaller = tile < most && self.tokens.side_of(self.tokens.of(tile)) == tile;
         if height != tile || (tile != most && !is_smaller) {
             return Err(frame_size(0, &video.frames[0], (most, most)));
         }
-        let tokens_per_frame = self.tokens.of(tile);
         let mut pixel_values = Vec::with_capacity(n_frames * 3 * tile * tile);
         for frame in &video.frames {
             let window = Window { left: 0, top: 0, width: tile, height: tile };
@@ -117,7 +120,7 @@ impl VideoProcessor for SmolVideo {
             text_ids: Vec::new(),
             image_size: video.source_size,
             resized_to: (tile, tile),
-            vision_tokens: n_frames * tokens_per_frame,
+            vision_tokens: self.vision_tokens((tile, tile), n_frames),
             content_hash: video.hash(&format!("smolvlm {:?}", self.settings)),
         };
         let last = video.seconds(n_frames - 1);
@@ -128,7 +131,7 @@ impl VideoProcessor for SmolVideo {
             "You are provided the following series of {count} frames from a {hours}:{minutes:02}:{seconds:02} \
              [H:MM:SS] video.\n"
         );
-        let tokens = IMAGE.repeat(tokens_per_frame);
+        let tokens = IMAGE.repeat(self.tokens.of(tile));
         for frame in 0..n_frames {
             let seconds = video.seconds(frame) as u64;
             text += &format!("\nFrame from {:02}:{:02}:{FAKE}{GLOBAL}{tokens}{FAKE}", seconds / 60, seconds % 60);

@@ -59,6 +59,38 @@ fn animations_tell_how_long_they_take() {
     assert!(!is_animated(b"GIF89a", &limits) && !is_animated(b"", &limits));
 }
 
+/// Of these folders only the first frame can be read: whoever looks at another one fails.
+#[test]
+fn a_video_that_no_prompt_can_hold_is_refused_after_its_first_frame() {
+    for name in ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"] {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..8 {
+            let bytes = if number == 0 { png(9, (100, 60)) } else { b"no picture".to_vec() };
+            std::fs::write(folder.path().join(format!("{number}.png")), bytes).unwrap();
+        }
+        let source = VideoSource::open(folder.path(), &ImageLimits::default()).unwrap();
+        let mut processor = processor(family(name));
+        let options = VideoOptions::default();
+        let error = processor.read_video(&source, &options).unwrap_err();
+        assert!(matches!(error, Error::Frame { .. }), "{name}: {error}");
+        processor.set_context_length(16);
+        let error = processor.read_video(&source, &options).unwrap_err();
+        let Error::VideoTokens { frames: 8, tokens, context_length: 16 } = error else { panic!("{name}: {error}") };
+        assert!(error.hint().unwrap().contains("--max-frames or --fps"), "{name}");
+        // As many as the prompt would have had.
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        std::fs::create_dir(folder.path()).unwrap();
+        (0..8)
+            .for_each(|number| std::fs::write(folder.path().join(format!("{number}.png")), png(9, (100, 60))).unwrap());
+        processor.set_context_length(tokens);
+        assert!(matches!(processor.read_video(&source, &options), Err(Error::VideoTokens { .. })), "{name}");
+        processor.set_context_length(tokens + 1);
+        let video = processor.read_video(&source, &options).unwrap();
+        let videos = processor.image_processor().unwrap().videos().unwrap();
+        assert_eq!(videos.prepare(&video).unwrap().0.vision_tokens, tokens, "{name}");
+    }
+}
+
 #[test]
 fn a_still_picture_is_a_video_of_one_frame() {
     for name in ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"] {
