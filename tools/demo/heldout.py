@@ -84,10 +84,10 @@ def score(folder):
 def answerer(folder):
     """A function (picture, questions) -> greedy answers, by transformers."""
     import torch
-    from transformers import AutoProcessor, SmolVLMForConditionalGeneration
+    from transformers import AutoProcessor, Idefics3ForConditionalGeneration
 
     torch.set_num_threads(1)
-    model = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
 
     def answer(picture, questions):

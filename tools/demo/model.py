@@ -284,16 +284,16 @@ def configs(tokenizer):
         initializer_range=0.02, tie_word_embeddings=False, use_cache=True, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, torch_dtype="bfloat16",
     )  # fmt: skip
     vision = dict(
-        VISION, model_type="smolvlm_vision", image_size=scenes.SIDE, patch_size=scenes.PATCH, num_channels=3, hidden_act="gelu_pytorch_tanh",
+        VISION, model_type="idefics3_vision", image_size=scenes.SIDE, patch_size=scenes.PATCH, num_channels=3, hidden_act="gelu_pytorch_tanh",
         layer_norm_eps=1e-6, attention_dropout=0.0, initializer_range=0.02, torch_dtype="bfloat16",
     )  # fmt: skip
     config = dict(
-        architectures=["SmolVLMForConditionalGeneration"], model_type="smolvlm", image_token_id=ident("<image>"), scale_factor=SCALE,
+        architectures=["Idefics3ForConditionalGeneration"], model_type="idefics3", image_token_id=ident("<image>"), scale_factor=SCALE,
         tie_word_embeddings=False, use_cache=True, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, vocab_size=tokenizer.get_vocab_size(),
         torch_dtype="bfloat16", text_config=text, vision_config=vision,
     )  # fmt: skip
     preprocessor = dict(
-        image_processor_type="SmolVLMImageProcessor", processor_class="SmolVLMProcessor", do_convert_rgb=True, do_resize=True, do_rescale=True,
+        image_processor_type="Idefics3ImageProcessor", processor_class="Idefics3Processor", do_convert_rgb=True, do_resize=True, do_rescale=True,
         do_normalize=True, do_pad=True, do_image_splitting=False, image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=1, rescale_factor=1 / 255,
         size={"longest_edge": scenes.SIDE}, max_image_size={"longest_edge": scenes.SIDE},
     )  # fmt: skip
@@ -301,7 +301,7 @@ def configs(tokenizer):
         str(ident(t)): dict(content=t, lstrip=False, rstrip=False, normalized=False, single_word=False, special=True) for t in SPECIAL
     }
     tok = dict(
-        tokenizer_class="PreTrainedTokenizerFast", processor_class="SmolVLMProcessor", added_tokens_decoder=special, bos_token="<|im_start|>",
+        tokenizer_class="PreTrainedTokenizerFast", processor_class="Idefics3Processor", added_tokens_decoder=special, bos_token="<|im_start|>",
         eos_token="<end_of_utterance>", pad_token="<|im_end|>", additional_special_tokens=SPECIAL[3:], clean_up_tokenization_spaces=False,
         model_max_length=2048, fake_image_token="<fake_token_around_image>", image_token="<image>", global_image_token="<global-img>",
         end_of_utterance_token="<end_of_utterance>",
@@ -309,7 +309,7 @@ def configs(tokenizer):
     return {
         "config.json": config,
         "preprocessor_config.json": preprocessor,
-        "processor_config.json": dict(image_seq_len=IMAGE_TOKENS, processor_class="SmolVLMProcessor"),
+        "processor_config.json": dict(image_seq_len=IMAGE_TOKENS, processor_class="Idefics3Processor"),
         "tokenizer_config.json": tok,
         "generation_config.json": dict(bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, do_sample=False, max_new_tokens=96),
     }

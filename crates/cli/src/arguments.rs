@@ -84,7 +84,8 @@ pub(crate) enum Command {
 ///
 /// One picture: the answer is printed as it comes. Several: one line each, with progress and a summary on standard
 /// error; a picture that fails does not stop the others. Ctrl-C ends the run and keeps what is finished. Models that take
-/// videos watch animated GIF, WebP and PNG files and, where ffmpeg is installed, all video files that are named.
+/// videos watch animated GIF, WebP and PNG files and, where ffmpeg is installed, all video files, also those in folders; other
+/// models are shown the first frame of what moves.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -99,7 +100,7 @@ Examples:
   ocelli describe clip.mp4 --model Qwen/Qwen2.5-VL-3B-Instruct --max-frames 16
   ocelli describe cat.png --raw --prompt \"User:<image>What is this?\\nAssistant:\"")]
 pub(crate) struct DescribeArgs {
-    /// Pictures, videos, folders of pictures, patterns such as 'photos/*.jpg', or `-` for standard input
+    /// Pictures, videos, folders of them, patterns such as 'photos/*.jpg', or `-` for standard input
     #[arg(value_name = "IMAGE|VIDEO|DIR|GLOB|-", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) images: Vec<OsString>,
 

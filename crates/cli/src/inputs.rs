@@ -20,22 +20,27 @@ use crate::exit::{Exit, Failure};
 pub(crate) struct Kind {
     /// What people call it, in the plural.
     noun: &'static str,
-    extensions: &'static [&'static str],
+    extensions: &'static [&'static [&'static str]],
+    /// What is not of the kind although people may expect it to be: they are told.
+    left_out: &'static [&'static str],
 }
 
 /// Pictures.
-pub(crate) const PICTURES: Kind =
-    Kind { noun: "pictures", extensions: &["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"] };
+pub(crate) const PICTURES: Kind = Kind { noun: "pictures", extensions: &[PICTURE_EXTENSIONS], left_out: &[] };
 
-/// Videos that are asked for by their name; those that move among the pictures are found by looking.
-const VIDEOS: Kind = Kind {
-    noun: "videos",
-    extensions: &["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "wmv", "flv", "ogv", "3gp"],
-};
+/// Pictures, for a model that takes no videos.
+pub(crate) const PICTURES_WITHOUT_VIDEOS: Kind = Kind { left_out: VIDEO_EXTENSIONS, ..PICTURES };
+
+/// Pictures and videos.
+pub(crate) const PICTURES_AND_VIDEOS: Kind =
+    Kind { noun: "pictures and videos", extensions: &[PICTURE_EXTENSIONS, VIDEO_EXTENSIONS], left_out: &[] };
 
 /// Recordings.
-pub(crate) const AUDIO: Kind =
-    Kind { noun: "recordings", extensions: &["wav", "flac", "mp3", "ogg", "oga", "m4a", "m4b", "mp4", "aac"] };
+pub(crate) const AUDIO: Kind = Kind {
+    noun: "recordings",
+    extensions: &[&["wav", "flac", "mp3", "ogg", "oga", "m4a", "m4b", "mp4", "aac"]],
+    left_out: &[],
+};
 
 /// Where a picture or a recording comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +55,8 @@ pub(crate) enum Input {
 #[derive(Clone, Debug)]
 pub(crate) enum Shown {
     Image(Image),
+    /// The first frame of what moves, for a model that takes no videos.
+    FirstFrame(Image),
     Video(Video),
 }
 
@@ -57,9 +64,15 @@ impl Shown {
     /// Its place in a message.
     pub(crate) fn place(&self) -> Content {
         match self {
-            Self::Image(_) => Content::Image,
+            Self::Image(_) | Self::FirstFrame(_) => Content::Image,
             Self::Video(_) => Content::Video,
         }
+    }
+
+    /// What its user should know about it.
+    pub(crate) fn notice(&self) -> Option<&'static str> {
+        let is_part = matches!(self, Self::FirstFrame(_));
+        is_part.then_some("this model takes no videos: of what moves here it is shown the first frame only")
     }
 
     /// Pictures and videos apart, each in order.
@@ -67,7 +80,7 @@ impl Shown {
         let (mut images, mut videos) = (Vec::new(), Vec::new());
         for shown in all {
             match shown {
-                Self::Image(image) => images.push(image),
+                Self::Image(image) | Self::FirstFrame(image) => images.push(image),
                 Self::Video(video) => videos.push(video),
             }
         }
@@ -80,6 +93,8 @@ impl Shown {
 pub(crate) struct Inputs {
     pub(crate) files: Vec<Input>,
     pub(crate) remarks: Vec<String>,
+    /// Files of folders that people may miss among those found.
+    pub(crate) left_out: Vec<PathBuf>,
 }
 
 impl Input {
@@ -110,12 +125,14 @@ impl Input {
     /// # Errors
     /// The reason, without the name.
     pub(crate) fn look(&self, model: &Processor, limits: &ImageLimits, how: &VideoOptions) -> anyhow::Result<Shown> {
-        if matches!(self, Self::File(path) if VIDEOS.holds(path)) {
+        if matches!(self, Self::File(path) if has_extension(path, VIDEO_EXTENSIONS)) {
             return self.watch(model, limits, how).map(Shown::Video);
         }
         let bytes = self.read(limits.max_bytes)?;
-        if model.has_videos() && is_animated(&bytes, limits) {
-            return Ok(Shown::Video(model.read_video(&VideoSource::animation(bytes, limits)?, how)?));
+        match (is_animated(&bytes, limits), model.has_videos()) {
+            (true, true) => return Ok(Shown::Video(model.read_video(&VideoSource::animation(bytes, limits)?, how)?)),
+            (true, false) => return Ok(Shown::FirstFrame(decode_image(&bytes, limits)?)),
+            (false, _) => {}
         }
         match decode_image(&bytes, limits) {
             Err(Error::UnsupportedImageFormat { format }) if format.ends_with("video") => {
@@ -172,7 +189,7 @@ pub(crate) fn collect(arguments: &[OsString], recursive: bool, kind: &Kind) -> R
         } else if path.is_dir() {
             let found = Folder::read(path, recursive, kind)?;
             has_folders_inside |= found.skipped_folders;
-            inputs.add(found.files, || format!("no {} in {}", kind.noun, path.display()));
+            inputs.add(found, || format!("no {} in {}", kind.noun, path.display()));
         } else if let Some(pattern) = as_pattern(path) {
             let found = matches(pattern, recursive, kind)?;
             inputs.add(found, || format!("nothing matches {pattern}"));
@@ -186,7 +203,11 @@ pub(crate) fn collect(arguments: &[OsString], recursive: bool, kind: &Kind) -> R
         let hint = if has_folders_inside {
             "add --recursive to look into the folders inside it".to_owned()
         } else {
-            format!("files ending in {} count as {}", kind.extensions.join(", "), kind.noun)
+            let mut hint = format!("files ending in {} count as {}", kind.extensions.concat().join(", "), kind.noun);
+            if let Some(first) = inputs.left_out.first() {
+                hint += &format!("; videos, such as {}, only with a model that takes them", first.display());
+            }
+            hint
         };
         return Err(Failure::message(Exit::Failed, inputs.remarks.join("; ")).with_hint(hint));
     }
@@ -194,11 +215,12 @@ pub(crate) fn collect(arguments: &[OsString], recursive: bool, kind: &Kind) -> R
 }
 
 impl Inputs {
-    fn add(&mut self, found: Vec<PathBuf>, remark: impl FnOnce() -> String) {
-        if found.is_empty() {
+    fn add(&mut self, found: Folder, remark: impl FnOnce() -> String) {
+        if found.files.is_empty() {
             self.remarks.push(remark());
         }
-        self.files.extend(found.into_iter().map(Input::File));
+        self.files.extend(found.files.into_iter().map(Input::File));
+        self.left_out.extend(found.left_out);
     }
 }
 
@@ -208,18 +230,18 @@ fn as_pattern(path: &Path) -> Option<&str> {
 }
 
 /// The files that match, and those of the kind in the folders that match, sorted.
-fn matches(pattern: &str, recursive: bool, kind: &Kind) -> Result<Vec<PathBuf>, Failure> {
+fn matches(pattern: &str, recursive: bool, kind: &Kind) -> Result<Folder, Failure> {
     // As in a shell, `*` leaves hidden files out.
     let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
     let paths = glob::glob_with(pattern, options)
         .map_err(|error| Failure::message(Exit::Usage, format!("{pattern} is not a valid pattern: {}", error.msg)))?;
-    let mut found = Vec::new();
+    let mut found = Folder::default();
     // What cannot be looked into matches nothing, as in a shell.
     for path in paths.flatten() {
         if path.is_dir() {
-            found.extend(Folder::read(&path, recursive, kind)?.files);
+            found.extend(Folder::read(&path, recursive, kind)?);
         } else {
-            found.push(path);
+            found.files.push(path);
         }
     }
     Ok(found)
@@ -229,6 +251,8 @@ fn matches(pattern: &str, recursive: bool, kind: &Kind) -> Result<Vec<PathBuf>, 
 #[derive(Default)]
 struct Folder {
     files: Vec<PathBuf>,
+    /// What its kind leaves out.
+    left_out: Vec<PathBuf>,
     /// Whether there are folders inside that were not looked into.
     skipped_folders: bool,
 }
@@ -245,15 +269,25 @@ impl Folder {
         let entries = entries().map_err(plain).with_context(|| path.display().to_string())?;
         for entry in entries.into_iter().filter(|entry| !is_hidden(entry)) {
             if !entry.is_dir() {
-                folder.files.extend(kind.holds(&entry).then_some(entry));
+                if kind.extensions.iter().any(|extensions| has_extension(&entry, extensions)) {
+                    folder.files.push(entry);
+                } else if has_extension(&entry, kind.left_out) {
+                    folder.left_out.push(entry);
+                }
             } else if recursive && !entry.is_symlink() {
                 // Links to folders are left alone: they may lead in circles.
-                folder.files.extend(Self::read(&entry, true, kind)?.files);
+                folder.extend(Self::read(&entry, true, kind)?);
             } else {
                 folder.skipped_folders = true;
             }
         }
         Ok(folder)
+    }
+
+    /// Takes what another one holds.
+    fn extend(&mut self, other: Self) {
+        self.files.extend(other.files);
+        self.left_out.extend(other.left_out);
     }
 }
 
@@ -262,12 +296,15 @@ fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-impl Kind {
-    fn holds(&self, path: &Path) -> bool {
-        let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
-        extension.is_some_and(|extension| self.extensions.contains(&extension.as_str()))
-    }
+fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
+    extension.is_some_and(|extension| extensions.contains(&extension.as_str()))
 }
+
+const PICTURE_EXTENSIONS: &[&str] = &["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+/// Of files that are nothing but videos; what moves among the pictures is found by looking.
+const VIDEO_EXTENSIONS: &[&str] =
+    &["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "wmv", "flv", "ogv", "3gp"];
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,8 @@ use crate::terminal::word;
 pub(crate) struct Record {
     /// The picture's path as given, `-` for standard input; a list when there are several, nothing when there is none.
     pub(crate) image: OneOrMany<String>,
+    /// What it was taken for; nothing where it could not be read.
+    pub(crate) kind: OneOrMany<Kind>,
     pub(crate) model: String,
     pub(crate) text: Option<String>,
     /// What the model thought before it answered; left out where it did not.
@@ -30,6 +32,15 @@ pub(crate) struct Record {
     pub(crate) timings: Option<Timings>,
     /// Why there is no answer.
     pub(crate) error: Option<String>,
+}
+
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Image,
+    /// Several frames were looked at.
+    Video,
 }
 
 /// `null`, a value, or a list of two and more.
@@ -57,6 +68,7 @@ impl Record {
     pub(crate) fn answered(images: &[String], model: &str, answer: &Answer) -> Self {
         Self {
             image: images.iter().cloned().collect(),
+            kind: answer.images.iter().map(|image| if image.frames > 1 { Kind::Video } else { Kind::Image }).collect(),
             model: model.to_owned(),
             text: Some(answer.text.clone()),
             reasoning_content: answer.reasoning.clone(),
@@ -76,6 +88,7 @@ impl Record {
     pub(crate) fn failed(images: &[String], model: &str, error: &str) -> Self {
         Self {
             image: images.iter().cloned().collect(),
+            kind: OneOrMany::None(()),
             model: model.to_owned(),
             text: None,
             reasoning_content: None,
@@ -139,7 +152,9 @@ impl Row for Record {
             [t.preprocess_ms, t.vision_ms, t.prefill_ms, t.decode_ms, t.ttft_ms, t.tokens_per_second]
                 .map(|value| format!("{value:.3}"))
         });
+        let kind = if let OneOrMany::One(kind) = self.kind { word(kind) } else { String::new() };
         let mut fields = vec![
+            kind,
             self.text.clone().unwrap_or_default(),
             self.finish_reason.map(word).unwrap_or_default(),
             size(&self.image_size),
@@ -179,7 +194,7 @@ fn rounded(timings: Timings) -> Timings {
 }
 
 /// The columns between the model and the error.
-const CSV: &str = "text,finish_reason,image_size,resized_to,vision_tokens,prompt_tokens,completion_tokens,\
+const CSV: &str = "kind,text,finish_reason,image_size,resized_to,vision_tokens,prompt_tokens,completion_tokens,\
     preprocess_ms,vision_ms,prefill_ms,decode_ms,ttft_ms,tokens_per_second";
 
 #[cfg(test)]
@@ -191,7 +206,7 @@ mod tests {
         let record = Record::failed(&["a.png".into()], "demo", "no such file");
         assert_eq!(
             record.to_json(),
-            r#"{"image":"a.png","model":"demo","text":null,"token_ids":null,"finish_reason":null,"image_size":null,"resized_to":null,"vision_tokens":null,"prompt_tokens":null,"completion_tokens":null,"timings":null,"error":"no such file"}"#
+            r#"{"image":"a.png","kind":null,"model":"demo","text":null,"token_ids":null,"finish_reason":null,"image_size":null,"resized_to":null,"vision_tokens":null,"prompt_tokens":null,"completion_tokens":null,"timings":null,"error":"no such file"}"#
         );
     }
 

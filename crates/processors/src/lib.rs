@@ -28,4 +28,4 @@ pub use families::{
 pub use image::{Detail, Image, ImageLimits, PreparedImage, ResampleFilter, decode_image, image_dimensions, resize};
 pub use processor::{Processor, Prompt, Visuals};
 pub use text::{ChatOptions, ChatTemplate, Clock, Content, ContentForm, Message, TokenStream, Tokenizer};
-pub use video::{Video, VideoInfo, VideoOptions, VideoSource, is_animated};
+pub use video::{Video, VideoInfo, VideoOptions, VideoSource, has_ffmpeg, is_animated};

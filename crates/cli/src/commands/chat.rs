@@ -148,7 +148,7 @@ impl Chat {
         match result {
             Ok(shown) => {
                 let what = match &shown {
-                    Shown::Image(image) => format!("{}x{}", image.width, image.height),
+                    Shown::Image(image) | Shown::FirstFrame(image) => format!("{}x{}", image.width, image.height),
                     Shown::Video(video) => format!("{} frames", video.frames.len()),
                 };
                 note(&format!("{path} ({what}) goes with your next message"));
@@ -170,7 +170,11 @@ impl Chat {
         } else {
             input.look(model, &limits, &self.video)
         };
-        shown.map_err(|error| Failure::from(error.context(input.name())))
+        let shown = shown.map_err(|error| Failure::from(error.context(input.name())))?;
+        if let Some(notice) = shown.notice() {
+            note(&format!("notice: {}: {notice}", input.name()));
+        }
+        Ok(shown)
     }
 
     fn tell(&mut self, failure: &Failure) {

@@ -4,10 +4,12 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 use ocelli_engine::{Answer, Engine, GenerateOptions};
+use ocelli_formats::{Config, ModelFiles};
+use ocelli_processors::{has_ffmpeg, video_families};
 
 use crate::arguments::DescribeArgs;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::inputs::{Input, PICTURES, collect};
+use crate::inputs::{Input, Inputs, PICTURES_AND_VIDEOS, PICTURES_WITHOUT_VIDEOS, collect};
 use crate::interrupt::Graceful;
 use crate::model;
 use crate::output::OutFile;
@@ -17,9 +19,8 @@ use crate::terminal::{AnswerPrinter, note, one_line, print, print_answer, progre
 
 pub(crate) fn run(args: &DescribeArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
-    let mut inputs = collect(&args.images, args.recursive, &PICTURES)?;
-    inputs.remarks.iter().for_each(|remark| note(&format!("notice: {remark}")));
     let files = model::find(&args.model.model, args.model.revision.as_deref())?;
+    let mut inputs = find_inputs(args, &files)?;
     let open = |path| OutFile::open(path, args.resume, Record::sheet(), files.label());
     let out = args.out.as_ref().map(open).transpose()?;
 
@@ -48,6 +49,25 @@ pub(crate) fn run(args: &DescribeArgs) -> Outcome {
     };
     let bar = if is_single { ProgressBar::hidden() } else { progress_bar(inputs.files.len(), "images") };
     Batch { args, engine, options, show, is_single, out, bar, summary }.run(&inputs.files)
+}
+
+/// What is described: videos in folders, too, if the model takes them and they can be read. Tells what is left out.
+fn find_inputs(args: &DescribeArgs, files: &ModelFiles) -> Result<Inputs, Failure> {
+    let config = Config::load(files).map_err(|error| Failure::new(Exit::Model, error))?;
+    let reason = match video_families().contains(&config.model_type()) {
+        false => Some("the model takes no videos"),
+        true if !has_ffmpeg() => Some("ffmpeg, which reads them, is not on the PATH"),
+        true => None,
+    };
+    let kind = if reason.is_some() { &PICTURES_WITHOUT_VIDEOS } else { &PICTURES_AND_VIDEOS };
+    let inputs = collect(&args.images, args.recursive, kind)?;
+    inputs.remarks.iter().for_each(|remark| note(&format!("notice: {remark}")));
+    if let Some((first, others)) = inputs.left_out.split_first() {
+        let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+        let reason = reason.unwrap_or_default();
+        note(&format!("notice: left out {}{more}: {reason}", first.display()));
+    }
+    Ok(inputs)
 }
 
 /// How answers appear on standard output.
@@ -113,6 +133,9 @@ impl Batch<'_> {
         );
         let shown = input.look(self.engine.processor(), &limits, &how);
         let shown = shown.map_err(|error| Problem::Picture(error.into()))?;
+        if let Some(notice) = shown.notice() {
+            self.bar.suspend(|| note(&format!("notice: {}: {notice}", input.name())));
+        }
         let decode_ms = started.elapsed().as_secs_f64() * 1e3;
         let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
         let prompt = prompt.as_deref().unwrap_or_else(|| self.engine.processor().default_prompt());

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Scratch, picture, repository};
+use crate::support::{Ran, Scratch, picture, repository};
 
 #[test]
 fn the_models_template_can_be_told_more() {
@@ -79,6 +79,7 @@ fn the_json_object_has_exactly_the_promised_fields() {
     let keys: Vec<&str> = ran.stdout.match_indices("\":").map(|(end, _)| before(&ran.stdout, end)).collect();
     let expected = [
         "image",
+        "kind",
         "model",
         "text",
         "token_ids",
@@ -101,7 +102,7 @@ fn the_json_object_has_exactly_the_promised_fields() {
     assert_eq!(keys, expected);
     let object = &ran.objects()[0];
     assert_eq!(object["image"], "pics/a.png");
-    assert_eq!(object["model"], "demo");
+    assert_eq!((&object["kind"], &object["model"]), (&"image".into(), &"demo".into()));
     assert_eq!(object["finish_reason"], "length");
     assert_eq!(object["image_size"], serde_json::json!([384, 384]));
     assert_eq!(object["completion_tokens"], 4);
@@ -140,7 +141,7 @@ fn a_batch_in_json_has_an_object_for_every_picture() {
     let objects = ran.objects();
     assert_eq!(objects.len(), 3);
     assert!(objects[1]["error"].is_string() && objects[1]["text"].is_null());
-    assert_eq!(objects[1].as_object().unwrap().len(), 12);
+    assert_eq!(objects[1].as_object().unwrap().len(), 13);
     let alone = scratch.run(["describe", "pics/c.png", "--json"]);
     assert_eq!(objects[2]["token_ids"], alone.objects()[0]["token_ids"], "other pictures change nothing");
 }
@@ -242,10 +243,58 @@ fn what_moves_is_a_video_where_the_model_takes_videos() {
     let watched = describe(&repository("fixtures/qwen2_5_vl"), "<|vision_start|><|video_pad|><|vision_end|>what?");
     watched.ok();
     assert!(watched.stderr.contains("video 100x60, 4 frames seen as 112x56: 16 vision tokens"), "{watched:?}");
+    assert_eq!(watched.objects()[0]["kind"], "video");
     let first = describe(&repository("fixtures/idefics3"), "<image>what?");
     first.ok();
     assert!(first.stderr.contains("image 100x60, seen as "), "{first:?}");
+    assert!(first.stderr.contains("video0.gif: this model takes no videos: "), "{first:?}");
+    assert_eq!(first.objects()[0]["kind"], "image");
+    // The built-in model was shown scenes, never videos.
+    let demo = scratch.run(["describe".as_ref(), clip.as_os_str(), "--verbose".as_ref()]);
+    demo.ok();
+    assert!(demo.stderr.contains("first frame only") && demo.stderr.contains("image 100x60"), "{demo:?}");
     scratch.write("clip.mp4", b"no video");
     let ran = scratch.run(["describe", "clip.mp4"]);
     assert_eq!(ran.code, 1, "{ran:?}");
+}
+
+#[test]
+fn a_folder_gives_its_videos_to_a_model_that_takes_them() {
+    let scratch = Scratch::new();
+    scratch.write("mixed/a.png", &picture());
+    scratch.write("mixed/b.gif", &std::fs::read(repository("fixtures/smolvlm_video/video0.gif")).unwrap());
+    scratch.write("mixed/c.mp4", b"no video");
+    scratch.write("mixed/d.MOV", b"no video");
+    let model = scratch.copy_fixture("smolvlm");
+    let template = "{% for message in messages %}{% for part in message.content %}\
+        {% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}";
+    std::fs::write(model.join("chat_template.jinja"), template).unwrap();
+    let describe = |model: &str, folder: &str, path: &Path| {
+        let arguments = ["describe", folder, "--json", "--max-tokens", "1", "--model", model];
+        let output = scratch.command(arguments).env("PATH", path).output().unwrap();
+        Ran::from(output)
+    };
+    let kinds = |ran: &Ran| {
+        let row = |row: serde_json::Value| format!("{} {}", row["image"].as_str().unwrap(), row["kind"]);
+        ran.objects().into_iter().map(row).collect::<Vec<_>>()
+    };
+    let watches = model.to_str().unwrap();
+    // Programs that are there and say nothing: each video is tried, and fails alone.
+    let programs = scratch.write("programs/ffmpeg", b"").parent().unwrap().to_path_buf();
+    scratch.write("programs/ffprobe", b"");
+    let all = describe(watches, "mixed", &programs);
+    let pictures = ["mixed/a.png \"image\"", "mixed/b.gif \"video\""];
+    assert_eq!(kinds(&all), [&pictures[..], &["mixed/c.mp4 null", "mixed/d.MOV null"]].concat(), "{all:?}");
+    assert!(all.code == 1 && !all.stderr.contains("left out"), "{all:?}");
+
+    let without = describe(watches, "mixed", scratch.path());
+    assert_eq!((kinds(&without), without.code), (pictures.map(str::to_owned).to_vec(), 0), "{without:?}");
+    let notice = "notice: left out mixed/c.mp4 and 1 more: ";
+    assert!(without.stderr.contains(&format!("{notice}ffmpeg, which reads them, is not on the PATH")), "{without:?}");
+    let still = describe("demo", "mixed", &programs);
+    assert_eq!(kinds(&still), ["mixed/a.png \"image\"", "mixed/b.gif \"image\""], "{still:?}");
+    assert!(still.stderr.contains(&format!("{notice}the model takes no videos")), "{still:?}");
+    scratch.write("clips/c.mp4", b"no video");
+    let none = describe("demo", "clips", &programs);
+    assert!(none.code == 1 && none.stderr.contains("only with a model that takes them"), "{none:?}");
 }

@@ -23,7 +23,7 @@ fn the_built_in_model_is_shown() {
         "model         demo\n",
         "supported     yes\n",
         "sees images   yes\n",
-        "takes videos  yes\n",
+        "takes videos  no\n",
         "MiB with --quant q8, ",
         "MiB with a full context\n",
         "this machine  it fits: ",

@@ -24,8 +24,8 @@ fn every_picture_has_a_row_in_every_format() {
 
     let csv = scratch.read("out.csv");
     let lines: Vec<&str> = csv.lines().collect();
-    assert!(lines[0].starts_with("image,model,text,") && lines[0].ends_with(",error"));
-    assert!(lines[1].starts_with("pics/a.png,demo,"));
+    assert!(lines[0].starts_with("image,model,kind,text,") && lines[0].ends_with(",error"));
+    assert!(lines[1].starts_with("pics/a.png,demo,image,"));
     assert!(lines.iter().all(|line| line.starts_with('i') || line.matches(',').count() >= 15), "{csv}");
 
     let markdown = scratch.read("out.md");

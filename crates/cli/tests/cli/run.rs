@@ -85,6 +85,13 @@ fn a_video_is_a_file_or_a_folder_of_frames() {
     // A pair of frames of 3 x 3 tokens.
     assert_eq!(tokens(&ran), 9);
     assert!(ran.stderr.contains("video 90x84, 2 frames seen as 84x84"), "{ran:?}");
+    // More than the context: of the other frames, which are none, not one is read.
+    for number in 3..200 {
+        scratch.write(&format!("frames/{number}.png"), b"no picture");
+    }
+    let long = run(first.parent().unwrap(), &[]);
+    assert!(long.code == 1 && long.stderr.contains("tokens, but the model's context is 512\nhint: "), "{long:?}");
+    assert!(long.stderr.contains("199 frames of the video") && long.stderr.contains("--max-frames"), "{long:?}");
 
     let gone = run(Path::new("gone.mp4"), &[]);
     assert_eq!((gone.code, gone.objects()[0]["error"].as_str()), (1, Some("gone.mp4: no such file")));

@@ -17,6 +17,16 @@ use super::animation::plain;
 use crate::image::{Image, ImageLimits};
 use crate::{Error, Result};
 
+/// Whether the programs that read video files are on the `PATH`.
+pub fn has_ffmpeg() -> bool {
+    let folders: Vec<_> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
+    let is_there = |program: &str| {
+        let file = format!("{program}{}", std::env::consts::EXE_SUFFIX);
+        folders.iter().any(|folder| folder.join(&file).is_file())
+    };
+    is_there("ffprobe") && is_there("ffmpeg")
+}
+
 /// Asks for the number of frames and their rate. Containers that do not tell the number have their packets counted.
 pub(super) fn probe(path: &Path) -> Result<VideoInfo> {
     let stream = ask(path, &[])?;

@@ -12,6 +12,8 @@ mod folder;
 
 use std::path::{Path, PathBuf};
 
+pub use ffmpeg::has_ffmpeg;
+
 use crate::image::{Detail, Image, ImageLimits, first_128_bits};
 use crate::{Error, Result};
 
