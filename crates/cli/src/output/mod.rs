@@ -1,6 +1,7 @@
-//! The file behind `--out`: one row per picture (or file of a pipeline), written and flushed as soon as it is done.
+//! The file behind `--out`: one row per picture (or file of a pipeline), written as soon as it is done.
 //!
-//! Rows are appended, so a run that is killed leaves everything it finished. `--resume` reads the rows back, drops
+//! Rows are appended and on the disk before the next one is begun, so a run that is killed, or loses its power, leaves
+//! everything it finished. `--resume` reads the rows back, drops
 //! what was cut off and what had failed, and leaves the pictures of the remaining rows out.
 
 mod csv;
@@ -168,7 +169,7 @@ impl OutFile {
     /// When the file cannot be written.
     pub(crate) fn write(&mut self, row: &dyn Row) -> anyhow::Result<()> {
         let row = self.out.format.row(&self.sheet, row, &self.out.path);
-        let written = self.file.write_all(row.as_bytes()).and_then(|()| self.file.flush());
+        let written = self.file.write_all(row.as_bytes()).and_then(|()| to_disk(&self.file));
         written.with_context(|| self.out.path.display().to_string())
     }
 }
@@ -184,9 +185,17 @@ impl OutPath {
         }
         let mut partial = self.path.clone().into_os_string();
         partial.push(".partial");
-        std::fs::write(&partial, text)?;
+        let mut file = File::create(&partial)?;
+        file.write_all(text.as_bytes())?;
+        // Otherwise the new name could be on the disk before the content is.
+        to_disk(&file)?;
         std::fs::rename(&partial, &self.path)
     }
+}
+
+/// Waits until the content is on the disk, where there is one behind the file: a named pipe has none.
+fn to_disk(file: &File) -> std::io::Result<()> {
+    if file.metadata()?.is_file() { file.sync_data() } else { Ok(()) }
 }
 
 impl Format {

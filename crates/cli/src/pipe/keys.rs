@@ -123,6 +123,8 @@ fn tasks_with(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ocelli_processors::Detail;
+
     use super::*;
 
     fn ask(text: &str) -> Result<AskArgs, String> {
@@ -142,6 +144,8 @@ mod tests {
         let options = args.sampling.options();
         assert_eq!((options.max_tokens, options.temperature, options.stop.len()), (Some(5), Some(0.5), 2));
         assert!(!args.sampling.model_defaults);
+        let args = ask("name = \"a\"\nmodel = \"m\"\nimage = \"{{ file }}\"\nimage_tokens = 16").unwrap();
+        assert_eq!(args.prompting.chat_options().detail, Detail::AtMost(16));
     }
 
     #[test]
@@ -157,6 +161,8 @@ mod tests {
             ("raw = \"yes\"", "`raw` is `yes`, expected true or false"),
             ("detail = true", "`detail` needs a value"),
             ("detail = [\"low\", \"high\"]", "`detail` takes one value, not a list"),
+            ("detail = \"low\"\nimage_tokens = 9", "`detail` cannot be used together with `image_tokens`"),
+            ("image_tokens = 0", "`image_tokens` is `0`: expected a whole number from 1"),
             ("seed = { a = 1 }", "`seed` holds a table, expected a text or a number"),
             ("speed = \"fast\"\nnum_beams = 2", "`num_beams` cannot be used together with `speed`"),
             ("\"a=b\" = 1", "`a=b` is no key: keys are written as in `max_tokens`"),

@@ -7,9 +7,10 @@ use indicatif::ProgressBar;
 use ocelli_engine::Engine;
 use serde_json::Value;
 
+use super::engines::Engines;
 use super::plan::Plan;
 use super::record::PipeRecord;
-use super::spec::{FILE, ModelChoice, Spec, Step, Task};
+use super::spec::{FILE, Spec, Step, Task};
 use super::step::{Done, Worker};
 use super::template::{Fields, Jinja};
 use crate::arguments::PipeArgs;
@@ -75,14 +76,14 @@ impl Run<'_> {
 
     fn stages(&mut self, items: &mut [Item], graceful: &Graceful) -> Result<(), Failure> {
         let stages = self.spec.stages();
-        let mut engines: Vec<(ModelChoice, Engine)> = Vec::new();
+        let mut engines = Engines::default();
         for (stage_idx, stage) in stages.iter().enumerate() {
             let is_todo = |item: &Item| !item.failed && stage.iter().any(|step| item.lacks(step));
             let n_todo = items.iter().filter(|item| is_todo(item)).count();
             if n_todo == 0 {
                 continue;
             }
-            let engine = self.engine(&stages[stage_idx..], &mut engines)?;
+            let engine = engines.of_first(&stages[stage_idx..], self.plan)?;
             require(stage, engine.as_ref())?;
             let bar = if self.is_single { ProgressBar::hidden() } else { progress_bar(n_todo, "files") };
             let (crops, verbose) = (self.args.keep_crops.as_deref(), self.args.verbose);
@@ -104,29 +105,6 @@ impl Run<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The model of the first of these stages. Models that later ones need stay loaded while there is memory for them.
-    fn engine(&self, stages: &[&[Step]], engines: &mut Vec<(ModelChoice, Engine)>) -> Result<Option<Engine>, Failure> {
-        let Some(step) = stages[0].iter().find(|step| step.model.is_some()) else { return Ok(None) };
-        let (Some(choice), Some(files)) = (&step.model, self.plan.files(&step.name)) else { return Ok(None) };
-        let is_needed =
-            |choice: &ModelChoice| stages.iter().copied().flatten().any(|step| step.model.as_ref() == Some(choice));
-        // A limit is meant for everything together.
-        engines.retain(|(kept, _)| is_needed(kept) && (kept == choice || choice.options.memory_limit.is_none()));
-        if let Some((_, engine)) = engines.iter().find(|(kept, _)| kept == choice) {
-            return Ok(Some(engine.clone()));
-        }
-        let engine = match model::load_with(files, &choice.options) {
-            Err(failure) if failure.exit() == Exit::Memory && !engines.is_empty() => {
-                engines.clear();
-                model::load_with(files, &choice.options)
-            }
-            loaded => loaded,
-        };
-        let engine = engine?;
-        engines.push((choice.clone(), engine.clone()));
-        Ok(Some(engine))
     }
 
     /// Takes one file through the steps of a stage.

@@ -238,6 +238,32 @@ fn a_killed_run_goes_on_where_it_was() {
     assert!(!unfinished.exists());
 }
 
+/// The demo model, another one, the demo model again: kept in memory or loaded twice, it says the same.
+#[test]
+fn models_may_alternate() {
+    let scratch = Scratch::new();
+    scratch.write("a.png", &picture());
+    let other = repository("fixtures/qwen2");
+    let step = |name: &str, more: &str| format!("[[step]]\nname = \"{name}\"\n{more}\nmax_tokens = 6\n");
+    let looks = "model = \"demo\"\nimage = \"{{ file }}\"";
+    let steps = [
+        step("first", looks),
+        step("between", &format!("model = '{}'\nprompt = \"{{{{ first }}}}\"\nraw = true", other.display())),
+        step("again", &format!("{looks}\nwhen = \"between\"")),
+    ];
+    scratch.write("aba.toml", steps.concat().as_bytes());
+    let fields = |more: &str| {
+        let ran = pipe(&scratch, &format!("aba.toml a.png --json {more}"));
+        ran.ok();
+        ["first", "between", "again"].map(|name| ran.objects()[0][name].as_str().unwrap().to_owned())
+    };
+    let kept = fields("");
+    assert!(kept[0] == kept[2] && kept[0] != kept[1] && kept[0].len() > 3, "{kept:?}");
+    assert_eq!(fields("--memory-limit 1GiB"), kept);
+    let small = pipe(&scratch, "aba.toml a.png --memory-limit 64kB");
+    assert_eq!(small.code, 4, "{small:?}");
+}
+
 #[test]
 fn recordings_are_written_down_and_read() {
     let scratch = Scratch::new();
