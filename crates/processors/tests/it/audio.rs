@@ -89,6 +89,18 @@ fn samples_that_are_no_numbers_are_silence() {
     assert_eq!(decoded(&file).unwrap().samples, [0.0, 0.0, 0.5, 1e4]);
 }
 
+/// Found by mutated files: 65535 channels of 16 bits overflow the decoding library's 16-bit count of bytes.
+#[test]
+fn more_channels_than_there_can_be_are_an_error() {
+    let mut file = wav_header(8);
+    // 20: the format, whole numbers; 22: channels; 34: bits of a sample.
+    for (at, value) in [(20, 1_u16), (22, u16::MAX), (34, 16)] {
+        file[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    file.extend([0; 8]);
+    assert!(matches!(decoded(&file), Err(Error::BadAudio { .. })), "{:?}", decoded(&file));
+}
+
 /// A WAV file of 32-bit floats at 16 kHz without its `bytes` of content.
 fn wav_header(bytes: u32) -> Vec<u8> {
     let mut file = b"RIFF".to_vec();
