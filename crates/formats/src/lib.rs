@@ -5,6 +5,7 @@
 //!
 //! - [`ModelFiles`]: the files of one model, in a folder or embedded in the binary.
 //! - [`Config`]: `config.json` in one canonical form, whatever wrote it.
+//! - [`ByteLevel`]: a `tokenizer.json` from the parts of a byte-level tokenizer.
 //! - [`Checkpoint`]: every weight of a model by name, over one or many safetensors files or in a GGUF file.
 //! - [`WeightData`]: a matrix as floats or, whatever format it was quantised in, as a [`GroupedTensor`].
 //! - [`CheckpointWriter`]: the way back, for quantised checkpoints.
@@ -12,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod affine;
+mod byte_level;
 mod bytes;
 mod canonical;
 mod checkpoint;
@@ -30,6 +32,7 @@ mod stored;
 mod tensor;
 mod writer;
 
+pub use byte_level::{AddedToken, ByteLevel, Cut};
 pub use bytes::SharedBytes;
 pub use checkpoint::Checkpoint;
 pub use config::{Config, Section};

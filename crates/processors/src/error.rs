@@ -1,6 +1,7 @@
 //! Everything that can go wrong between user content and token ids.
 
 use crate::families::video_families;
+use crate::text::tokenizer_classes;
 
 /// An error of this crate; [`Error::hint`] says what to do about some of them.
 #[derive(Debug, thiserror::Error)]
@@ -209,11 +210,21 @@ pub enum Error {
         /// The format.
         format: &'static str,
     },
-    /// A model without `tokenizer.json`.
-    #[error("{label} has no tokenizer.json")]
+    /// A model without `tokenizer.json` and without the parts of one.
+    #[error("{label} has no tokenizer.json{}", nor.iter().map(|file| format!(", no {file}")).collect::<String>())]
     NoTokenizer {
         /// The model.
         label: String,
+        /// The parts that are missing, where the class of the tokenizer is known.
+        nor: Vec<&'static str>,
+    },
+    /// A model without `tokenizer.json`, of whose tokenizer class only that file would do.
+    #[error("{label} has no tokenizer.json, and a {class} cannot be made of other files")]
+    TokenizerClass {
+        /// The model.
+        label: String,
+        /// The class that `tokenizer_config.json` names.
+        class: String,
     },
     /// A `tokenizer.json` that does not load.
     #[error("{file} is not a usable tokenizer: {message}")]
@@ -332,8 +343,9 @@ impl Error {
             Self::UnknownAudioFormat { .. } => "WAV, FLAC, MP3, OGG (Vorbis) and M4A (AAC, ALAC) are supported",
             Self::UnsupportedAudio { .. } => "convert it to WAV or FLAC first, for example with ffmpeg",
             Self::AudioFileTooLarge { .. } | Self::AudioTooLong { .. } => "cut it into parts first",
-            Self::NoTokenizer { .. } => {
-                "load it once with transformers' AutoTokenizer and save_pretrained to get a tokenizer.json"
+            Self::NoTokenizer { .. } => MAKE_TOKENIZER,
+            Self::TokenizerClass { .. } => {
+                return Some(format!("{MAKE_TOKENIZER}; these can: {}", tokenizer_classes().join(", ")));
             }
             Self::NoChatTemplate { .. } => "this is a base model: give it the verbatim text to continue with --raw",
             Self::ImageTokens { .. } => "the text spells out image tokens; remove them",
@@ -347,3 +359,6 @@ impl Error {
         Self::BadTokenizer { file: file.into(), message: message.to_string() }
     }
 }
+
+const MAKE_TOKENIZER: &str =
+    "load it once with transformers' AutoTokenizer and save_pretrained to get a tokenizer.json";

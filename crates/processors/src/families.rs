@@ -198,8 +198,7 @@ impl Model<'_> {
     pub(crate) fn require_token(&self, token: &str) -> Result<()> {
         let Some(tokenizer) = self.tokenizer else { return Ok(()) };
         if tokenizer.token_to_id(token).is_none() {
-            let file = self.files.label_of("tokenizer.json");
-            return Err(Error::MissingToken { file, token: token.into() });
+            return Err(Error::MissingToken { file: tokenizer.file().into(), token: token.into() });
         }
         Ok(())
     }

@@ -59,7 +59,7 @@ impl SpeechTokens {
         };
         let required = |token: &str| {
             tokenizer.token_to_id(token).ok_or_else(|| ocelli_processors::Error::MissingToken {
-                file: files.label_of("tokenizer.json"),
+                file: tokenizer.file().to_owned(),
                 token: token.to_owned(),
             })
         };

@@ -1,7 +1,4 @@
 //! The tokenizer of a GGUF file as `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
-//!
-//! GGUF names the rule that cuts a text into words (`tokenizer.ggml.pre`) instead of spelling it out; the rules here
-//! are those of the published tokenizers that the names stand for.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::model::About;
 use super::{Gguf, GgufValue};
+use crate::byte_level::{AddedToken, ByteLevel, Cut};
 use crate::error::Result;
 
 /// The files by name.
@@ -49,19 +47,14 @@ pub(super) fn files(gguf: &Gguf) -> Result<BTreeMap<&'static str, Value>> {
 }
 
 fn tokenizer(about: &About<'_>, tokens: &[&str], begin: Option<u64>) -> Result<Value> {
-    let cut = Cut::named(about)?;
+    let (cut, adds_begin) = cut(about)?;
     let kinds = about.gguf.value(KINDS).and_then(GgufValue::as_array).unwrap_or_default();
     let kind = |id: usize| kinds.get(id).and_then(GgufValue::as_u64).unwrap_or(NORMAL);
-    let added: Vec<Value> = tokens
+    let added: Vec<AddedToken> = tokens
         .iter()
         .enumerate()
         .filter(|(id, _)| kind(*id) == CONTROL || kind(*id) == USER_DEFINED)
-        .map(|(id, token)| {
-            json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind(id) == CONTROL,
-            })
-        })
+        .map(|(id, token)| AddedToken::new(id as u64, token, kind(id) == CONTROL))
         .collect();
     let mut vocabulary = Map::new();
     for (id, token) in tokens.iter().enumerate() {
@@ -71,69 +64,24 @@ fn tokenizer(about: &About<'_>, tokens: &[&str], begin: Option<u64>) -> Result<V
     }
     let merges = about.texts("tokenizer.ggml.merges")?;
     let flag = about.gguf.value("tokenizer.ggml.add_bos_token").and_then(GgufValue::as_bool);
-    let adds_begin = flag.unwrap_or(cut.adds_begin);
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    Ok(json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": added,
-        "normalizer": cut.normalizer,
-        "pre_tokenizer": cut.pre_tokenizer,
-        "post_processor": begin.filter(|_| adds_begin).map_or(byte_level.clone(), |id| begins_with(id, tokens)),
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": cut.ignores_merges, "vocab": vocabulary, "merges": merges,
-        },
-    }))
+    let begin = begin.filter(|_| flag.unwrap_or(adds_begin)).map(|id| (tokens[id as usize], id));
+    Ok(ByteLevel { vocabulary, merges: &merges, added: &added, cut, add_prefix_space: false, begin }.to_json())
 }
 
-/// Puts the begin token before every text.
-fn begins_with(id: u64, tokens: &[&str]) -> Value {
-    let token = tokens[id as usize];
-    let special = json!({"SpecialToken": {"id": token, "type_id": 0}});
-    let text = |part: &str, kind: u8| json!({"Sequence": {"id": part, "type_id": kind}});
-    json!({
-        "type": "TemplateProcessing",
-        "single": [special, text("A", 0)],
-        "pair": [special, text("A", 0), text("B", 1)],
-        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+/// How a text is cut before the merges, and whether such tokenizers put the begin token before it unless told otherwise.
+fn cut(about: &About<'_>) -> Result<(Cut, bool)> {
+    let key = "tokenizer.ggml.pre";
+    let name = if about.gguf.value(key).is_some() { about.text(key)? } else { "default" };
+    Ok(match name {
+        "default" | "gpt-2" | "gpt2" => (Cut::Gpt2, false),
+        "smollm" => (Cut::SmolLm, false),
+        "qwen2" => (Cut::Qwen2, false),
+        "llama-bpe" | "llama3" | "llama-v3" => (Cut::Llama3, true),
+        other => {
+            let known = "default, gpt-2, llama-bpe, qwen2, smollm";
+            return Err(about.error(key, &format!("`{other}` is not supported; known: {known}")));
+        }
     })
-}
-
-/// How a text is cut before the merges.
-struct Cut {
-    normalizer: Value,
-    pre_tokenizer: Value,
-    ignores_merges: bool,
-    adds_begin: bool,
-}
-
-impl Cut {
-    fn named(about: &About<'_>) -> Result<Self> {
-        let key = "tokenizer.ggml.pre";
-        let name = if about.gguf.value(key).is_some() { about.text(key)? } else { "default" };
-        let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let then = |first: Value, regex| json!({"type": "Sequence", "pretokenizers": [first, byte_level(regex)]});
-        let split = |digits: &str| {
-            let pattern = WORDS.replace("DIGITS", digits);
-            json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-        };
-        let plain =
-            |pre_tokenizer| Self { normalizer: Value::Null, pre_tokenizer, ignores_merges: false, adds_begin: false };
-        Ok(match name {
-            "default" | "gpt-2" | "gpt2" => plain(byte_level(true)),
-            "smollm" => plain(then(json!({"type": "Digits", "individual_digits": true}), true)),
-            "qwen2" => Self { normalizer: json!({"type": "NFC"}), ..plain(then(split(r"\p{N}"), false)) },
-            "llama-bpe" | "llama3" | "llama-v3" => {
-                Self { ignores_merges: true, adds_begin: true, ..plain(then(split(r"\p{N}{1,3}"), false)) }
-            }
-            other => {
-                let known = "default, gpt-2, llama-bpe, qwen2, smollm";
-                return Err(about.error(key, &format!("`{other}` is not supported; known: {known}")));
-            }
-        })
-    }
 }
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -141,8 +89,3 @@ const KINDS: &str = "tokenizer.ggml.token_type";
 const NORMAL: u64 = 1;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
-/// Contractions, words with one leading sign, numbers, signs, line ends, spaces.
-const WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-);

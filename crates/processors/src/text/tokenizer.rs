@@ -1,4 +1,4 @@
-//! `tokenizer.json`, with the special tokens that `tokenizer_config.json` names.
+//! `tokenizer.json`, or what older folders have instead, with the special tokens that `tokenizer_config.json` names.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -11,6 +11,7 @@ use tokenizers::{
 };
 
 use super::guard::SpecialTokens;
+use super::parts::{Assembled, assemble};
 use crate::{Error, Result};
 
 /// Text to ids and back, exactly as the model was trained. Cheap to clone.
@@ -25,13 +26,15 @@ struct Shared {
     specials: SpecialTokens,
     named: BTreeMap<String, String>,
     bos: Option<u32>,
+    file: String,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` of a model.
+    /// Reads `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` of a model. Without the first, the
+    /// files from which the class in `tokenizer_config.json` makes a tokenizer.
     ///
     /// # Errors
-    /// [`Error::NoTokenizer`], [`Error::BadTokenizer`], [`Error::Files`].
+    /// [`Error::NoTokenizer`], [`Error::TokenizerClass`], [`Error::BadTokenizer`], [`Error::Files`].
     pub fn load(files: &ModelFiles) -> Result<Self> {
         Self::load_from(files, "")
     }
@@ -42,19 +45,19 @@ impl Tokenizer {
     /// As [`Tokenizer::load`].
     pub(crate) fn load_from(files: &ModelFiles, folder: &str) -> Result<Self> {
         let name = format!("{folder}tokenizer.json");
-        let Some(bytes) = files.bytes(&name)? else {
-            let label = files.label();
-            let separator = if folder.is_empty() { "" } else { "/" };
-            let label = format!("{label}{separator}{}", folder.trim_end_matches('/'));
-            return Err(Error::NoTokenizer { label });
+        let (json, file, mut named) = match files.bytes(&name)? {
+            Some(json) => (json, files.label_of(&name), BTreeMap::new()),
+            None => {
+                let Assembled { json, file, named } = assemble(files, folder)?;
+                (json.into(), file, named)
+            }
         };
-        let mut named = BTreeMap::new();
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
             if let Some(value) = files.json(&format!("{folder}{name}"))? {
                 named.extend(named_tokens(&value));
             }
         }
-        Self::new(&bytes, &files.label_of(&name), named)
+        Self::new(&json, &file, named)
     }
 
     /// The ids of a text in which special tokens are nothing special, with those that the tokenizer puts around it.
@@ -86,7 +89,7 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder();
         let specials = SpecialTokens::new(added.into_values().filter(|token| token.special).map(|token| token.content));
         let bos = named.get("bos_token").and_then(|token| inner.token_to_id(token));
-        Ok(Self { shared: Arc::new(Shared { inner: RwLock::new(inner), specials, named, bos }) })
+        Ok(Self { shared: Arc::new(Shared { inner: RwLock::new(inner), specials, named, bos, file: label.into() }) })
     }
 
     /// The ids of a text. Special tokens in it become their ids; `add_special_tokens` also adds those that the
@@ -129,6 +132,11 @@ impl Tokenizer {
     /// The text of ids that arrive one by one.
     pub fn stream(&self, skip_special: bool) -> super::TokenStream {
         super::TokenStream::new(self, skip_special)
+    }
+
+    /// The file it was read from, for messages; the vocabulary where there are several.
+    pub fn file(&self) -> &str {
+        &self.shared.file
     }
 
     /// The id of a token, special or not.

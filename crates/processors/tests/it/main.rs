@@ -23,6 +23,8 @@ mod resize;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod tokenizer_parts;
+#[cfg(test)]
 mod tokens;
 #[cfg(test)]
 mod video;
