@@ -254,11 +254,25 @@ impl<'a, B: Backend> Weights<'a, B> {
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Tensor<B>> {
         let path = self.path(name);
         let count = shape.iter().product::<usize>();
-        let stored = self.fitting(&path, shape);
+        let fitting = self.fitting(&path, shape);
+        let stored = fitting.as_ref();
         let values =
             if self.shared.source.only_plans { vec![0.0; count] } else { self.load(&path, shape, stored)?.to_f32()? };
         self.held(path, Role::Values, shape, count * size_of::<f32>());
         Ok(Tensor::new(&self.backend, &values, shape))
+    }
+
+    /// As [`Self::values`], computed where the checkpoint leaves them out.
+    ///
+    /// # Errors
+    /// When the tensor is not of a float type.
+    pub fn values_or_else(&self, name: &str, shape: &[usize], compute: impl FnOnce() -> Vec<f32>) -> Result<Tensor<B>> {
+        let is_left_out = matches!(self.shared.source.origin, Origin::Checkpoint(_)) && !self.has(name);
+        if !is_left_out {
+            return self.values(name, shape);
+        }
+        self.held(self.path(name), Role::Values, shape, shape.iter().product::<usize>() * size_of::<f32>());
+        Ok(Tensor::new(&self.backend, &compute(), shape))
     }
 
     /// So many values, whatever extents the checkpoint gives them (writers disagree on those of a factor per channel).
@@ -295,7 +309,8 @@ impl<'a, B: Backend> Weights<'a, B> {
         let path = self.path(name);
         let source = &self.shared.source;
         let layout = source.precision.layout(self.part, role, shape[1..].iter().product());
-        let stored = self.fitting(&path, shape);
+        let fitting = self.fitting(&path, shape);
+        let stored = fitting.as_ref();
         if source.only_plans {
             let bytes = planned_bytes(shape, stored, layout);
             self.held(path.clone(), role, shape, bytes);
@@ -362,8 +377,9 @@ impl<'a, B: Backend> Weights<'a, B> {
         Ok(TensorData::new(Dtype::BF16, shape.to_vec(), SharedBytes::from(zeros))?.into())
     }
 
-    /// The checkpoint's tensor if it has the shape; what does not fit is noted for [`Self::finish`].
-    fn fitting(&self, path: &str, shape: &[usize]) -> Option<&StoredTensor> {
+    /// The checkpoint's tensor if it has the shape, or gets it with its channels first; what does not fit is noted for
+    /// [`Self::finish`].
+    fn fitting(&self, path: &str, shape: &[usize]) -> Option<StoredTensor> {
         let Origin::Checkpoint(_) = self.shared.source.origin else { return None };
         let Some(named) = self.shared.names.get(path) else {
             self.shared.missing.borrow_mut().push(path.to_owned());
@@ -371,8 +387,9 @@ impl<'a, B: Backend> Weights<'a, B> {
         };
         self.shared.used.borrow_mut().insert(path.to_owned());
         let stored = &named.stored;
-        if stored.shape() == shape && stored.is_float() {
-            return Some(stored);
+        let fitting = if stored.shape() == shape { Some(stored.clone()) } else { stored.turned_to(shape) };
+        if fitting.is_some() && stored.is_float() {
+            return fitting;
         }
         let note = format!("{named} ({} {:?}, expected {shape:?})", stored.kind(), stored.shape());
         self.shared.misshaped.borrow_mut().push(note);

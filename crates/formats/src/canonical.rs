@@ -11,6 +11,7 @@
 //! | Qwen2-VL and Qwen2.5-VL text keys at the root | under `text_config` |
 //! | `vision_config.model_type: qwen2_vl_vision` | `qwen2_vl` |
 //! | `image_token_index` or `image_token_id` (and `video_`) | both |
+//! | MLX's sizes of Whisper, `n_audio_state` and so on | `d_model` and so on |
 //!
 //! Settings per kind of layer also give `rope_theta` and `rope_scaling` (those of full attention) and
 //! `rope_local_base_freq` (of sliding attention), the keys published Gemma 3 checkpoints use.
@@ -24,6 +25,7 @@ type Object = Map<String, Value>;
 /// Rewrites a configuration in place.
 pub(crate) fn canonicalise(root: &mut Object) {
     nest_text_keys(root);
+    name_whisper_sizes(root);
     for media in ["image", "video"] {
         alias(root, &format!("{media}_token_id"), &format!("{media}_token_index"));
     }
@@ -129,6 +131,22 @@ fn nest_text_keys(root: &mut Object) {
     root.insert("text_config".into(), Value::Object(text));
 }
 
+/// OpenAI's names of Whisper's sizes, which MLX keeps.
+fn name_whisper_sizes(root: &mut Object) {
+    for (from, to) in WHISPER_SIZES {
+        rename(root, from, to);
+    }
+    // They say nothing about what is the same for all sizes.
+    for (width, inner) in [("n_audio_state", "encoder_ffn_dim"), ("n_text_state", "decoder_ffn_dim")] {
+        if let Some(width) = root.remove(width) {
+            if let Some(inner_width) = width.as_u64().and_then(|width| width.checked_mul(4)) {
+                root.entry(inner).or_insert(inner_width.into());
+            }
+            root.entry("d_model").or_insert(width);
+        }
+    }
+}
+
 fn strip_vision_suffix(vision: &mut Object) {
     if let Some(Value::String(model_type)) = vision.get_mut("model_type")
         && let Some(short) = model_type.strip_suffix("_vision")
@@ -152,6 +170,17 @@ fn alias(object: &mut Object, one: &str, other: &str) {
     }
 }
 
+/// MLX's names of sizes, and those of transformers.
+const WHISPER_SIZES: &[(&str, &str)] = &[
+    ("n_mels", "num_mel_bins"),
+    ("n_audio_ctx", "max_source_positions"),
+    ("n_audio_head", "encoder_attention_heads"),
+    ("n_audio_layer", "encoder_layers"),
+    ("n_vocab", "vocab_size"),
+    ("n_text_ctx", "max_target_positions"),
+    ("n_text_head", "decoder_attention_heads"),
+    ("n_text_layer", "decoder_layers"),
+];
 /// What stays at the root of a Qwen2-VL or Qwen2.5-VL configuration.
 const QWEN_ROOT_KEYS: &[&str] = &[
     "_name_or_path",

@@ -1,6 +1,6 @@
 //! Every weight of a model by name, over all its safetensors files or in its GGUF file.
 //!
-//! One `model.safetensors`, shards named by `model.safetensors.index.json`, or numbered shards without an index
+//! One `model.safetensors` (or `weights.safetensors`, as MLX has it), shards named by `model.safetensors.index.json`, or numbered shards without an index
 //! (some converters forget it). Everything is checked while opening; afterwards a tensor is there or it is not.
 //!
 //! A module quantised by MLX counts as one tensor, `<module>.weight`: its scales and biases have no names of their own.
@@ -175,14 +175,19 @@ fn has_channels_last(shape: &[usize]) -> bool {
 /// The weight files of a model, sorted, and which tensor the index (if any) promises in which.
 pub(crate) fn weight_files(files: &ModelFiles) -> Result<(Vec<String>, BTreeMap<String, String>)> {
     let names = files.names()?;
-    if names.iter().any(|name| name == SINGLE) {
-        return Ok((vec![SINGLE.into()], BTreeMap::new()));
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    let single = |name: &str| Ok((vec![name.to_owned()], BTreeMap::new()));
+    if has(SINGLE) {
+        return single(SINGLE);
     }
-    if names.iter().any(|name| name == INDEX) {
+    if has(INDEX) {
         return from_index(files);
     }
     let numbered: Vec<(u32, u32)> = names.iter().filter_map(|name| shard_number(name)).collect();
     let Some(&(_, of)) = numbered.first() else {
+        if has(SINGLE_MLX) {
+            return single(SINGLE_MLX);
+        }
         return Err(Error::NoWeights { label: files.label().into(), found: names });
     };
     let shards = (1..=of).map(|number| format!("model-{number:05}-of-{of:05}.safetensors")).collect();
@@ -215,6 +220,7 @@ struct Index {
 }
 
 const SINGLE: &str = "model.safetensors";
+const SINGLE_MLX: &str = "weights.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 #[cfg(test)]
@@ -251,6 +257,8 @@ mod tests {
         assert_eq!((checkpoint.total_bytes(), checkpoint.contains("a"), checkpoint.contains("z")), (2, true, false));
         assert_eq!(checkpoint.tensor("a").unwrap().to_i64().unwrap(), [7]);
         assert_eq!(checkpoint.metadata()["format"], "pt");
+        let names = [(SINGLE_MLX, shard(&["c"])), (SINGLE, shard(&["a"]))];
+        assert!(open(&names).unwrap().contains("a") && open(&names[..1]).unwrap().contains("c"));
     }
 
     #[test]

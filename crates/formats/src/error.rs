@@ -452,6 +452,9 @@ fn files_hint(found: &[String]) -> Option<String> {
     } else if any_ends_with(".bin") || any_ends_with(".pt") || any_ends_with(".pth") {
         "PyTorch weights can run code when loaded, so they are not read: \
          convert them with save_pretrained(..., safe_serialization=True) in transformers"
+    } else if any_ends_with(".npz") {
+        "numpy archives are not read: convert it with python -c \"import numpy, safetensors.numpy as s; \
+         s.save_file(dict(numpy.load('weights.npz')), 'weights.safetensors')\""
     } else if any_ends_with(".onnx") {
         "ONNX models are not supported; use the original safetensors checkpoint"
     } else if found.iter().any(|name| name == "adapter_config.json") {
@@ -486,6 +489,7 @@ mod tests {
         let hint = |files: &[&str]| files_hint(&names(files)).unwrap_or_default();
         assert!(hint(&["model.gguf"]).contains("GGUF"));
         assert!(hint(&["pytorch_model.bin", "config.json"]).contains("save_pretrained"));
+        assert!(hint(&["weights.npz", "config.json"]).contains("save_file"));
         assert!(hint(&["model.onnx"]).contains("ONNX"));
         assert!(hint(&["adapter_config.json", "adapter_model.safetensors"]).contains("LoRA"));
         assert!(hint(&["model.safetensors"]).contains("config.json"));

@@ -39,6 +39,15 @@ impl StoredTensor {
         Self { form: Form::ChannelsLast(tensor) }
     }
 
+    /// The same tensor, its channels first, if that gives it these extents: for convolution weights as MLX keeps them in
+    /// files that do not say who wrote them.
+    #[must_use]
+    pub fn turned_to(&self, shape: &[usize]) -> Option<Self> {
+        let Form::Plain(data) = &self.form else { return None };
+        let turned = Self::channels_last(data.clone());
+        (data.shape().len() > 2 && turned.shape() == shape).then_some(turned)
+    }
+
     /// The extents as models know them, outermost first.
     pub fn shape(&self) -> Vec<usize> {
         match &self.form {
@@ -175,6 +184,10 @@ mod tests {
         let loaded = stored.load().unwrap();
         assert_eq!(loaded.shape(), [1, 3, 2, 2]);
         assert_eq!(loaded.to_f32().unwrap(), [0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11.]);
+        let unsaid = StoredTensor::from(TensorData::from_f32(vec![1, 4, 3], &values).unwrap());
+        let turned = unsaid.turned_to(&[1, 3, 4]).unwrap();
+        assert_eq!(turned.load().unwrap().to_f32().unwrap(), loaded.to_f32().unwrap());
+        assert!(unsaid.turned_to(&[1, 4, 3]).is_none() && unsaid.turned_to(&[3, 4]).is_none());
     }
 
     #[test]

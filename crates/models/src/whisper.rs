@@ -2,7 +2,8 @@
 //! of the spectrogram, T = F / 2 features, H heads, D head size.
 //!
 //! Two convolutions along time, a pre-norm encoder, a decoder that looks at its features by cross-attention. Surprises:
-//! keys have no bias; the encoder's sinusoids are stored, as if they were learned; the output layer is the embedding.
+//! keys have no bias; the encoder's sinusoids are stored, as if they were learned, but not by MLX, whose names are those of
+//! OpenAI; the output layer is the embedding.
 
 use ocelli_backend::{
     Activation, Backend, Cancel, Context, Convolution, Embedding, KvCache, KvShape, LayerNorm, Linear, Renamed, Role,
@@ -53,7 +54,7 @@ pub(crate) struct Whisper<B: Backend> {
 }
 
 impl<B: Backend> Whisper<B> {
-    /// Loads a checkpoint as transformers writes it.
+    /// Loads a checkpoint as transformers, OpenAI or MLX names its weights.
     pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
         let config = parse(config.root())?;
         let weights = Weights::new(backend, source, |name| rename(name, config.tie_word_embeddings))?;
@@ -194,7 +195,9 @@ impl<B: Backend> Encoder<B> {
         Ok(Self {
             conv1: w.convolution_along_rows(Role::Patches, "conv1", cfg.num_mel_bins, hidden, windows(1))?,
             conv2: w.convolution_along_rows(Role::Matrix, "conv2", hidden, hidden, windows(2))?,
-            embed_positions: w.values("embed_positions.weight", &[cfg.max_source_positions, hidden])?,
+            embed_positions: w.values_or_else("embed_positions.weight", &[cfg.max_source_positions, hidden], || {
+                sinusoids(cfg.max_source_positions, hidden)
+            })?,
             layers: (0..cfg.encoder_layers).map(layer).collect::<Result<_>>()?,
             layer_norm: w.layer_norm("layer_norm", hidden, LAYER_NORM_EPS)?,
         })
@@ -363,6 +366,8 @@ fn parse(root: &Section) -> Result<Config> {
     let act = &config.activation_function;
     require(root, act == "gelu", "activation_function", act, "gelu")?;
     require(root, !config.scale_embedding, "scale_embedding", true, "false")?;
+    let positions = config.max_source_positions;
+    require(root, positions <= 1 << 16, "max_source_positions", positions, "at most 65536")?;
     for (key, heads) in [
         ("encoder_attention_heads", config.encoder_attention_heads),
         ("decoder_attention_heads", config.decoder_attention_heads),
@@ -372,11 +377,52 @@ fn parse(root: &Section) -> Result<Config> {
     Ok(config)
 }
 
-/// The published names are those of transformers 5 too; the output layer is stored where it need not be.
+/// The published names are those of transformers 5 too; the output layer is stored where it need not be. OpenAI's own
+/// names, and MLX's, which differ in the feed-forward part, begin with `encoder.` or `decoder.`; MLX also says which heads
+/// follow the recording, as `generation_config.json` does.
 fn rename(name: &str, tied: bool) -> Renamed {
-    if tied && name == "proj_out.weight" { Renamed::Ignored } else { Renamed::To(name.to_owned()) }
+    if (tied && name == "proj_out.weight") || name == "alignment_heads" {
+        return Renamed::Ignored;
+    }
+    if !name.starts_with("encoder.") && !name.starts_with("decoder.") {
+        return Renamed::To(name.to_owned());
+    }
+    let name = name.replace("mlp.0", "mlp1").replace("mlp.2", "mlp2");
+    let part = |part| OPENAI_NAMES.iter().find(|(from, _)| *from == part).map_or(part, |(_, to)| *to);
+    Renamed::To(format!("model.{}", name.split('.').map(part).collect::<Vec<_>>().join(".")))
 }
 
+/// `[positions, width]`: sines, then cosines, ever slower.
+fn sinusoids(positions: usize, width: usize) -> Vec<f32> {
+    let half = width / 2;
+    let step = 10_000f64.ln() / (half as f64 - 1.0);
+    let angle = |position: usize, at: usize| position as f64 * (-step * at as f64).exp();
+    let row = |position| {
+        let sines = (0..half).map(move |at| angle(position, at).sin());
+        sines.chain((0..half).map(move |at| angle(position, at).cos()))
+    };
+    (0..positions).flat_map(row).map(|value| value as f32).collect()
+}
+
+/// Parts of names, OpenAI's and those of transformers.
+const OPENAI_NAMES: &[(&str, &str)] = &[
+    ("blocks", "layers"),
+    ("attn", "self_attn"),
+    ("attn_ln", "self_attn_layer_norm"),
+    ("cross_attn", "encoder_attn"),
+    ("cross_attn_ln", "encoder_attn_layer_norm"),
+    ("query", "q_proj"),
+    ("key", "k_proj"),
+    ("value", "v_proj"),
+    ("out", "out_proj"),
+    ("mlp1", "fc1"),
+    ("mlp2", "fc2"),
+    ("mlp_ln", "final_layer_norm"),
+    ("ln_post", "layer_norm"),
+    ("ln", "layer_norm"),
+    ("token_embedding", "embed_tokens"),
+    ("positional_embedding", "embed_positions.weight"),
+];
 /// The default of PyTorch: configs do not say.
 const LAYER_NORM_EPS: f64 = 1e-5;
 
@@ -419,5 +465,24 @@ mod tests {
         assert_eq!(rename("proj_out.weight", false), Renamed::To("proj_out.weight".to_owned()));
         let name = "model.decoder.embed_tokens.weight";
         assert_eq!(rename(name, true), Renamed::To(name.to_owned()));
+    }
+
+    #[test]
+    fn openai_s_and_mlx_s_names_are_those_of_transformers() {
+        for (name, expected) in [
+            ("encoder.conv1.weight", "model.encoder.conv1.weight"),
+            ("encoder.positional_embedding", "model.encoder.embed_positions.weight"),
+            ("encoder.blocks.3.attn.query.bias", "model.encoder.layers.3.self_attn.q_proj.bias"),
+            ("encoder.ln_post.weight", "model.encoder.layer_norm.weight"),
+            ("decoder.token_embedding.weight", "model.decoder.embed_tokens.weight"),
+            ("decoder.blocks.0.cross_attn.out.bias", "model.decoder.layers.0.encoder_attn.out_proj.bias"),
+            ("decoder.blocks.0.cross_attn_ln.bias", "model.decoder.layers.0.encoder_attn_layer_norm.bias"),
+            ("decoder.blocks.0.mlp.2.weight", "model.decoder.layers.0.fc2.weight"),
+            ("decoder.blocks.0.mlp1.weight", "model.decoder.layers.0.fc1.weight"),
+            ("decoder.ln.bias", "model.decoder.layer_norm.bias"),
+        ] {
+            assert_eq!(rename(name, true), Renamed::To(expected.to_owned()), "{name}");
+        }
+        assert_eq!(rename("alignment_heads", true), Renamed::Ignored);
     }
 }

@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 
 use ocelli_backend::{Cancel, KvCache, SequenceId, Tensor};
-use ocelli_formats::{Checkpoint, Config, ModelFiles, Safetensors, TensorData};
+use ocelli_formats::{Checkpoint, CodeBits, Config, ModelFiles, Safetensors, TensorData};
 use ocelli_models::{Extent, ImageInput, Model, PixelValues};
-use ocelli_testkit::ReferenceBackend;
+use ocelli_testkit::{ReferenceBackend, write_mlx_whisper};
 
 const FAMILIES: &[&str] = &[
     "blip2_opt",
@@ -223,28 +223,97 @@ fn other_layouts_give_the_same_features_and_logits() {
 #[test]
 fn speech_equals_the_reference() {
     let Fixture { model, reference } = Fixture::open("whisper");
-    let tensor = |name: &str| reference.tensor(name).unwrap();
-    let mel = tensor("in.input_features");
+    assert_is_whisper(&*model, &reference);
+}
+
+/// MLX's names, its order of convolutions, its config, and no sinusoids.
+#[test]
+fn mlx_s_speech_equals_the_reference() {
+    let (config, checkpoint) = mlx_whisper(None);
+    let model = ocelli_models::load(&ReferenceBackend, &config, &checkpoint).unwrap();
+    assert_is_whisper(&*model, &Fixture::open("whisper").reference);
+}
+
+/// A speech model that MLX quantised is the same as one of the floats that its codes stand for.
+#[test]
+fn mlx_s_codes_of_speech_are_their_numbers() {
+    let (config, checkpoint) = mlx_whisper(Some(CodeBits::Eight));
+    let model = ocelli_models::load(&ReferenceBackend, &config, &checkpoint).unwrap();
+    assert!(checkpoint.names().any(|name| checkpoint.stored(name).unwrap().is_quantized()));
+    let plain = |name: &str| -> (String, TensorData) {
+        let stored = checkpoint.stored(name).unwrap();
+        let plain = match checkpoint.tensor(name) {
+            Some(plain) => plain,
+            None => TensorData::from_f32(stored.shape(), &stored.load().unwrap().to_f32().unwrap()).unwrap(),
+        };
+        (name.to_owned(), plain)
+    };
+    let floats = Checkpoint::from_tensors(checkpoint.names().map(plain).collect());
+    let expected = ocelli_models::load(&ReferenceBackend, &config, &floats).unwrap();
+    let reference = Fixture::open("whisper").reference;
+    let ids = speech_ids(&reference);
+    let [(features, logits), (expected_features, expected_logits)] = [model, expected].map(|model| {
+        let features = speech_features(&*model, &reference);
+        let logits = speech_logits(&*model, &ids, &features, &[ids.len()]);
+        (features, logits)
+    });
+    let worst = difference(&features.to_vec(), &expected_features.to_vec());
+    assert!(worst < 2e-5, "features differ by {worst}");
+    let worst = difference(&logits, &expected_logits);
+    assert!(worst < 2e-5, "logits differ by {worst}");
+    // And it is still the same model.
+    let worst = difference(&logits, &reference.tensor("out.logits").unwrap().to_f32().unwrap());
+    assert!(worst < 5e-2, "logits differ by {worst}");
+}
+
+/// The fixture's speech model in the form in which MLX publishes it.
+fn mlx_whisper(bits: Option<CodeBits>) -> (Config, Checkpoint) {
+    let folder = tempfile::tempdir().unwrap();
+    write_mlx_whisper(&Checkpoint::open(&files("whisper")).unwrap(), folder.path(), bits);
+    let files = ModelFiles::open(folder.path()).unwrap();
+    (Config::load(&files).unwrap(), Checkpoint::open(&files).unwrap())
+}
+
+fn speech_features(model: &dyn Model<ReferenceBackend>, reference: &Safetensors) -> Tensor<ReferenceBackend> {
+    let mel = reference.tensor("in.input_features").unwrap();
     let shape = [1, 1, mel.shape()[1], mel.shape()[2]];
     let pixel_values = PixelValues { values: &mel.to_f32().unwrap(), shape, grid: [1; 3], text_ids: &[] };
-    let features = model.encode_image(pixel_values, &Cancel::new());
-    let expected = tensor("out.audio_features").to_f32().unwrap();
+    model.encode_image(pixel_values, &Cancel::new())
+}
+
+fn speech_ids(reference: &Safetensors) -> Vec<u32> {
+    reference.tensor("in.input_ids").unwrap().to_i64().unwrap().into_iter().map(|id| id as u32).collect()
+}
+
+/// Logits of a prompt, computed in steps of so many tokens.
+fn speech_logits(
+    model: &dyn Model<ReferenceBackend>,
+    ids: &[u32],
+    features: &Tensor<ReferenceBackend>,
+    steps: &[usize],
+) -> Vec<f32> {
+    let mut kv = KvCache::new(&ReferenceBackend, model.kv_shape());
+    let sequence = kv.start();
+    let context = model.context(ids, &[features]);
+    kv.set_context(sequence, context);
+    let (mut logits, mut rest) = (Vec::new(), ids);
+    for &rows in steps {
+        let step = kv.step(&[(sequence, rows)]);
+        logits.extend(model.logits(&model.forward(&model.embed(&rest[..rows]), &step, &mut kv)).to_vec());
+        rest = &rest[rows..];
+    }
+    logits
+}
+
+#[track_caller]
+fn assert_is_whisper(model: &dyn Model<ReferenceBackend>, reference: &Safetensors) {
+    let (features, ids) = (speech_features(model, reference), speech_ids(reference));
+    let expected = reference.tensor("out.audio_features").unwrap().to_f32().unwrap();
     let worst = difference(&features.to_vec()[..expected.len()], &expected);
     assert!(worst < 2e-5, "features differ by {worst}");
-
-    let ids: Vec<u32> = tensor("in.input_ids").to_i64().unwrap().into_iter().map(|id| id as u32).collect();
-    let mut kv = KvCache::new(&ReferenceBackend, model.kv_shape());
     for steps in [vec![ids.len()], vec![1; ids.len()]] {
-        let sequence = kv.start();
-        let context = model.context(&ids, &[&features]);
-        kv.set_context(sequence, context);
-        let (mut logits, mut rest) = (Vec::new(), &ids[..]);
-        for rows in steps {
-            let step = kv.step(&[(sequence, rows)]);
-            logits.extend(model.logits(&model.forward(&model.embed(&rest[..rows]), &step, &mut kv)).to_vec());
-            rest = &rest[rows..];
-        }
-        let worst = difference(&logits, &tensor("out.logits").to_f32().unwrap());
+        let logits = speech_logits(model, &ids, &features, &steps);
+        let worst = difference(&logits, &reference.tensor("out.logits").unwrap().to_f32().unwrap());
         assert!(worst < 2e-5, "logits differ by {worst}");
     }
 }

@@ -218,6 +218,12 @@ pub enum Error {
         /// The parts that are missing, where the class of the tokenizer is known.
         nor: Vec<&'static str>,
     },
+    /// A speech model in MLX's layout, which has nothing about its tokenizer.
+    #[error("{label} has no tokenizer.json: MLX's folders of Whisper leave it out")]
+    NoSpeechTokenizer {
+        /// The model.
+        label: String,
+    },
     /// A model without `tokenizer.json`, of whose tokenizer class only that file would do.
     #[error("{label} has no tokenizer.json, and a {class} cannot be made of other files")]
     TokenizerClass {
@@ -344,6 +350,10 @@ impl Error {
             Self::UnsupportedAudio { .. } => "convert it to WAV or FLAC first, for example with ffmpeg",
             Self::AudioFileTooLarge { .. } | Self::AudioTooLong { .. } => "cut it into parts first",
             Self::NoTokenizer { .. } => MAKE_TOKENIZER,
+            Self::NoSpeechTokenizer { .. } => {
+                "copy tokenizer.json, tokenizer_config.json and generation_config.json from the model it was made of, \
+                 such as openai/whisper-large-v3-turbo"
+            }
             Self::TokenizerClass { .. } => {
                 return Some(format!("{MAKE_TOKENIZER}; these can: {}", tokenizer_classes().join(", ")));
             }

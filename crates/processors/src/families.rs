@@ -209,7 +209,7 @@ impl Model<'_> {
 /// # Errors
 /// [`Error::Value`], [`Error::Files`].
 pub fn mel_extractor(files: &ModelFiles, config: &Config) -> Result<Option<MelExtractor>> {
-    HEARING.contains(&config.model_type()).then(|| MelExtractor::load(files)).transpose()
+    HEARING.contains(&config.model_type()).then(|| MelExtractor::load(files, config)).transpose()
 }
 
 type Constructor = fn(&Model<'_>) -> Result<Box<dyn ImageProcessor>>;

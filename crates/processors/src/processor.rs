@@ -71,10 +71,14 @@ impl Processor {
     /// Reads the tokenizer, the chat template and the image settings of a model.
     ///
     /// # Errors
-    /// [`Error::NoTokenizer`], [`Error::BadTokenizer`], [`Error::BadTemplate`], [`Error::Value`],
-    /// [`Error::MissingToken`], [`Error::Files`].
+    /// [`Error::NoTokenizer`], [`Error::NoSpeechTokenizer`], [`Error::TokenizerClass`], [`Error::BadTokenizer`],
+    /// [`Error::BadTemplate`], [`Error::Value`], [`Error::MissingToken`], [`Error::Files`].
     pub fn load(files: &ModelFiles, config: &Config) -> Result<Self> {
-        let tokenizer = Tokenizer::load(files)?;
+        let mel = mel_extractor(files, config)?;
+        let tokenizer = Tokenizer::load(files).map_err(|error| match error {
+            Error::NoTokenizer { label, nor } if mel.is_some() && nor.is_empty() => Error::NoSpeechTokenizer { label },
+            other => other,
+        })?;
         let images = of_model(&Model { files, config, tokenizer: Some(&tokenizer) })?;
         let default = images.as_ref().and_then(|images| images.default_template());
         let template = match (ChatTemplate::load(files, tokenizer.named_tokens())?, default) {
@@ -88,7 +92,6 @@ impl Processor {
             (template, form)
         });
         let (label, model_type) = (files.label().to_string(), config.model_type().to_string());
-        let mel = mel_extractor(files, config)?;
         let mut foreign_tokens = images.as_ref().map(|images| images.foreign_tokens()).unwrap_or_default();
         foreign_tokens.retain(|(text, _)| tokenizer.token_to_id(text).is_none());
         let image_token = images.as_ref().map(|images| images.image_token());

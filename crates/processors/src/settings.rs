@@ -12,6 +12,17 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Files`]; [`Error::Value`] when there is no such file or it holds something else.
 pub(crate) fn preprocessor_config<T: DeserializeOwned>(files: &ModelFiles, nested: &str) -> Result<(String, T)> {
+    required(parsed(files, nested, PLAIN)?, files, PLAIN)
+}
+
+/// As [`preprocessor_config`]; `None` without such a file.
+///
+/// # Errors
+/// [`Error::Files`]; [`Error::Value`] when it holds something else.
+pub(crate) fn preprocessor_config_if_any<T: DeserializeOwned>(
+    files: &ModelFiles,
+    nested: &str,
+) -> Result<Option<(String, T)>> {
     parsed(files, nested, PLAIN)
 }
 
@@ -23,11 +34,18 @@ pub(crate) fn preprocessor_config<T: DeserializeOwned>(files: &ModelFiles, neste
 pub(crate) fn video_config<T: DeserializeOwned>(files: &ModelFiles) -> Result<(String, T, bool)> {
     let nested = files.json(NESTED)?.is_some_and(|value| value.get(VIDEO).is_some());
     let plain = files.json(PLAIN_VIDEO)?.is_some();
-    let (file, settings) = parsed(files, VIDEO, if plain { PLAIN_VIDEO } else { PLAIN })?;
+    let name = if plain { PLAIN_VIDEO } else { PLAIN };
+    let (file, settings) = required(parsed(files, VIDEO, name)?, files, name)?;
     Ok((file, settings, nested || plain))
 }
 
-fn parsed<T: DeserializeOwned>(files: &ModelFiles, nested: &str, plain: &'static str) -> Result<(String, T)> {
+fn required<T>(found: Option<T>, files: &ModelFiles, name: &str) -> Result<T> {
+    let missing =
+        || Error::Value { file: files.label_of(name), key: "(root)".into(), message: "the file is missing".into() };
+    found.ok_or_else(missing)
+}
+
+fn parsed<T: DeserializeOwned>(files: &ModelFiles, nested: &str, plain: &'static str) -> Result<Option<(String, T)>> {
     let inner = files.json(NESTED)?.and_then(|mut value| Some(value.get_mut(nested)?.take()));
     let (name, value) = match inner {
         Some(value) => (NESTED, Some(value)),
@@ -39,10 +57,10 @@ fn parsed<T: DeserializeOwned>(files: &ModelFiles, nested: &str, plain: &'static
         Some(Value::Object(mut object)) => {
             object.retain(|_, value| !value.is_null());
             let settings = serde_json::from_value(object.into()).map_err(|source| error(source.to_string()))?;
-            Ok((file, settings))
+            Ok(Some((file, settings)))
         }
         Some(_) => Err(error("expected an object".into())),
-        None => Err(error("the file is missing".into())),
+        None => Ok(None),
     }
 }
 

@@ -92,7 +92,7 @@ impl HubError {
             }
             Self::TokenRefused { .. } => format!("it is wrong or has expired: {NEW_TOKEN}"),
             Self::NoWeights { .. } => {
-                "look for the original (not GGUF, ONNX or PyTorch .bin) version of the model".into()
+                "look for the original (not GGUF, ONNX, .npz or PyTorch .bin) version of the model".into()
             }
             Self::NoSpace { .. } => MORE_SPACE.into(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => MORE_SPACE.into(),

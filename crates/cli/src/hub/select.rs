@@ -95,7 +95,7 @@ fn describes(name: &str) -> bool {
 }
 
 fn is_other_weight(name: &str) -> bool {
-    [".bin", ".gguf", ".onnx", ".pt", ".pth", ".h5", ".msgpack", ".tflite", ".safetensors"]
+    [".bin", ".gguf", ".onnx", ".pt", ".pth", ".h5", ".npz", ".msgpack", ".tflite", ".safetensors"]
         .iter()
         .any(|ending| name.ends_with(ending))
 }

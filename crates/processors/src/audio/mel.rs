@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use ocelli_formats::ModelFiles;
+use ocelli_formats::{Config, ModelFiles};
 use realfft::{RealFftPlanner, RealToComplex};
 use serde::Deserialize;
 
-use crate::settings::preprocessor_config;
+use crate::settings::preprocessor_config_if_any;
 use crate::{Error, Result};
 
 /// Makes spectrograms; one per loaded model.
@@ -33,12 +33,20 @@ pub struct LogMel {
 }
 
 impl MelExtractor {
-    /// Reads `preprocessor_config.json` (or the `feature_extractor` of `processor_config.json`).
+    /// Reads `preprocessor_config.json` (or the `feature_extractor` of `processor_config.json`). MLX's folders have no such
+    /// file: there the number of bands is what the model takes, and the rest what all of OpenAI's models have.
     ///
     /// # Errors
-    /// [`Error::Files`]; [`Error::Value`] for a missing file and for values out of range.
-    pub fn load(files: &ModelFiles) -> Result<Self> {
-        let (file, settings): (String, Settings) = preprocessor_config(files, "feature_extractor")?;
+    /// [`Error::Files`]; [`Error::Value`] for values out of range.
+    pub fn load(files: &ModelFiles, config: &Config) -> Result<Self> {
+        let (file, settings) = match preprocessor_config_if_any(files, "feature_extractor")? {
+            Some(found) => found,
+            None => {
+                let Bands { num_mel_bins } = config.root().parse()?;
+                let settings = Settings { feature_size: num_mel_bins, ..Settings::default() };
+                (files.label_of("config.json"), settings)
+            }
+        };
         let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
         settings.check().map_err(|(key, message)| error(key, message))?;
         Ok(Self::new(settings))
@@ -152,6 +160,12 @@ impl LogMel {
         }
         Self { values, mels: self.mels, frames: length }
     }
+}
+
+/// What `config.json` says of the spectrograms.
+#[derive(Deserialize)]
+struct Bands {
+    num_mel_bins: usize,
 }
 
 /// The keys of `preprocessor_config.json`, with the class defaults of the reference.

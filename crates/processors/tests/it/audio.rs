@@ -1,9 +1,10 @@
 //! Every kind of audio file (`tools/make_audio_fixture.py`), every kind of file that is none, and spectrograms.
 
 use std::io::Cursor;
+use std::path::Path;
 
 use crate::support::{fixture, from_hex, integer, pair};
-use ocelli_formats::ModelFiles;
+use ocelli_formats::{Config, ModelFiles};
 use ocelli_processors::{Audio, AudioLimits, Error, LogMel, MelExtractor, decode_audio};
 use proptest::prelude::*;
 
@@ -130,9 +131,9 @@ fn recording() -> Vec<f32> {
 fn spectrograms_are_those_of_the_reference() {
     for (mels, case) in fixture("mel.json").as_object().unwrap() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"model_type": "whisper"}"#).unwrap();
         std::fs::write(folder.path().join("preprocessor_config.json"), case["config"].to_string()).unwrap();
-        let extractor = MelExtractor::load(&ModelFiles::open(folder.path()).unwrap()).unwrap();
+        let extractor = extractor(folder.path()).unwrap();
         let recording = recording();
         for (key, shape, mel) in [
             ("whole", "shape", extractor.spectrogram(&recording)),
@@ -152,6 +153,22 @@ fn spectrograms_are_those_of_the_reference() {
     }
 }
 
+fn extractor(folder: &Path) -> Result<MelExtractor, Error> {
+    let files = ModelFiles::open(folder).unwrap();
+    MelExtractor::load(&files, &Config::load(&files).unwrap())
+}
+
+#[test]
+fn without_settings_the_model_says_how_many_bands_there_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |config: &str| {
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        extractor(folder.path()).map(|extractor| (extractor.mels(), extractor.window_frames()))
+    };
+    assert_eq!(load(r#"{"model_type": "whisper", "n_mels": 128}"#).unwrap(), (128, 3000));
+    assert!(load(r#"{"model_type": "whisper"}"#).unwrap_err().to_string().ends_with("num_mel_bins: missing"));
+}
+
 #[test]
 fn a_window_of_a_spectrogram_ends_in_zeros() {
     let mel = LogMel { values: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], mels: 2, frames: 3 };
@@ -164,9 +181,9 @@ fn a_window_of_a_spectrogram_ends_in_zeros() {
 fn settings_that_are_not_served_are_named() {
     let load = |json: &str| {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"model_type": "whisper"}"#).unwrap();
         std::fs::write(folder.path().join("preprocessor_config.json"), json).unwrap();
-        MelExtractor::load(&ModelFiles::open(folder.path()).unwrap()).map(|extractor| extractor.mels())
+        extractor(folder.path()).map(|extractor| extractor.mels())
     };
     assert_eq!(load("{\"feature_size\": 128, \"dither\": null}").unwrap(), 128);
     for (json, key) in [

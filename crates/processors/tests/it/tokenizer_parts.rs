@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use ocelli_formats::ModelFiles;
-use ocelli_processors::{Error, Tokenizer};
+use ocelli_formats::{Config, ModelFiles};
+use ocelli_processors::{Error, Processor, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::support::{family, fixture, ids};
@@ -94,6 +94,13 @@ fn what_is_missing_is_named() {
     assert!(error.to_string().ends_with(" has no tokenizer.json, and a LlamaTokenizer cannot be made of other files"));
     let hint = error.hint().unwrap();
     assert!(hint.contains("save_pretrained") && hint.contains("these can: BertTokenizer, CodeGenTokenizer"), "{hint}");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type": "whisper", "n_mels": 80}"#).unwrap();
+    let files = ModelFiles::open(folder.path()).unwrap();
+    let error = Processor::load(&files, &Config::load(&files).unwrap()).unwrap_err();
+    assert!(matches!(error, Error::NoSpeechTokenizer { .. }));
+    assert!(error.to_string().ends_with(" has no tokenizer.json: MLX's folders of Whisper leave it out"), "{error}");
+    assert!(error.hint().unwrap().contains("openai/whisper-large-v3-turbo"));
     let error = load(folder_of(&case(json!({}))).path()).unwrap_err();
     assert!(error.to_string().ends_with(" has no tokenizer.json"), "{error}");
 }
