@@ -116,8 +116,12 @@ pub(crate) struct Moondream<B: Backend> {
 }
 
 impl<B: Backend> Moondream<B> {
-    /// Loads a checkpoint of 2025 or later.
+    /// Loads a checkpoint of 2025 or later, or one that has the names of 2024.
     pub(crate) fn load(backend: &B, config: &ocelli_formats::Config, source: WeightSource<'_>) -> Result<Self> {
+        // The code that came with the models of 2024 is called so; upstream's later code reads their names only.
+        let is_older = config.architectures().contains(&"Moondream");
+        let expected = "HfMoondream, revision 2025-01-09 or later: older ones cut pictures in another way";
+        require(config.root(), !is_older, "architectures", "Moondream", expected)?;
         let section = config.section("config");
         let Config { text, vision, region } = match &section {
             Some(section) => parse(section)?,
@@ -430,17 +434,53 @@ fn parse(section: &Section) -> Result<Config> {
     Ok(config)
 }
 
-/// Upstream's modules are dictionaries, whose own parameters have no `weight`.
+/// Upstream's modules are dictionaries, whose own parameters have no `weight`. Checkpoints have its names, its names
+/// without `model.`, or those of its modules of 2024 (upstream `weights.py`), as a compiler may have wrapped them.
 fn rename(name: &str) -> Renamed {
-    Renamed::To(if name == "model.text.wte" { "model.text.wte.weight".to_owned() } else { name.to_owned() })
+    let name = OLDER_NAMES.iter().fold(name.replace("._orig_mod", ""), |name, (from, to)| name.replace(from, to));
+    let name = if name.starts_with("model.") { name } else { format!("model.{name}") };
+    Renamed::To(if name == "model.text.wte" { "model.text.wte.weight".to_owned() } else { name })
 }
 
+/// What parts of names were in 2024, and what they are.
+const OLDER_NAMES: &[(&str, &str)] = &[
+    ("vision_encoder.encoder.model.visual.patch_embed.linear.", "vision.patch_emb."),
+    ("vision_encoder.encoder.model.visual.pos_embed", "vision.pos_emb"),
+    ("vision_encoder.encoder.model.visual.norm.", "vision.post_ln."),
+    ("vision_encoder.encoder.model.visual.blocks.", "vision.blocks."),
+    (".norm1.", ".ln1."),
+    (".norm2.", ".ln2."),
+    ("vision_encoder.projection.mlp.", "vision.proj_mlp."),
+    ("text_model.transformer.embd.wte.", "text.wte."),
+    ("text_model.transformer.h.", "text.blocks."),
+    (".mixer.Wqkv.", ".attn.qkv."),
+    (".mixer.out_proj.", ".attn.proj."),
+    ("text_model.lm_head.ln.", "text.post_ln."),
+    ("text_model.lm_head.linear.", "text.lm_head."),
+    ("region_model.coordinate_", "region.coord_"),
+    ("region_model.size_", "region.size_"),
+];
 const NORM_EPS: f64 = 1e-5;
 const ROPE_THETA: f64 = 10_000.0;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_2024_are_those_of_today() {
+        for (name, expected) in [
+            ("model.text.wte", "model.text.wte.weight"),
+            ("vision.blocks.0.attn.proj.bias", "model.vision.blocks.0.attn.proj.bias"),
+            ("vision_encoder.encoder.model.visual.blocks.3._orig_mod.norm1.weight", "model.vision.blocks.3.ln1.weight"),
+            ("text_model.transformer.embd.wte.weight", "model.text.wte.weight"),
+            ("text_model.transformer.h.7.mixer.Wqkv.bias", "model.text.blocks.7.attn.qkv.bias"),
+            ("text_model.lm_head.ln.weight", "model.text.post_ln.weight"),
+            ("region_model.coordinate_features.weight", "model.region.coord_features.weight"),
+        ] {
+            assert_eq!(rename(name), Renamed::To(expected.to_owned()));
+        }
+    }
 
     #[test]
     fn one_crop_is_taken_as_it_is() {

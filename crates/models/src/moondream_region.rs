@@ -49,7 +49,12 @@ impl<B: Backend> Region<B> {
     /// Loads the head of a model whose hidden states have so many numbers.
     pub(crate) fn load(w: &Weights<B>, cfg: &Config, hidden: usize) -> Result<Self> {
         let number = |name: &str, values: usize, features: usize, bins: usize| -> Result<Number<B>> {
-            let frequencies = w.values(&format!("{name}_features"), &[values, features / 2])?.to_vec();
+            let (plain, older) = (format!("{name}_features"), format!("{name}_features.weight"));
+            let frequencies = if w.has(&older) {
+                transposed(&w.values(&older, &[features / 2, values])?.to_vec(), values)
+            } else {
+                w.values(&plain, &[values, features / 2])?.to_vec()
+            };
             Ok(Number {
                 decoder: Mlp::load(&w.at(&format!("{name}_decoder")), hidden, cfg.inner_dim, bins)?,
                 encoder: w.linear_bias(&format!("{name}_encoder"), features / 2 * 2, hidden)?,
@@ -97,6 +102,11 @@ impl<B: Backend> Number<B> {
             angles.iter().map(|angle| angle.cos()).chain(angles.iter().map(|angle| angle.sin())).collect();
         self.encoder.forward(&Tensor::new(&self.backend, &features, &[1, features.len()]))
     }
+}
+
+/// `[rows, width]` -> `[width, rows]`: as a layer, which it was in 2024, keeps frequencies.
+fn transposed(values: &[f32], width: usize) -> Vec<f32> {
+    (0..width).flat_map(|column| values.iter().skip(column).step_by(width).copied()).collect()
 }
 
 /// The first of the largest.

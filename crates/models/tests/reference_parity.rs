@@ -226,6 +226,61 @@ fn speech_equals_the_reference() {
     assert_is_whisper(&*model, &reference);
 }
 
+/// Moondream's weights under the names of 2024 are the same model.
+#[test]
+fn moondream_s_older_names_give_the_same_numbers() {
+    let files = files("moondream2");
+    let (config, checkpoint) = (Config::load(&files).unwrap(), Checkpoint::open(&files).unwrap());
+    let renamed = |name: &str| {
+        let pairs = [
+            ("model.vision.patch_emb.", "vision_encoder.encoder.model.visual.patch_embed.linear."),
+            ("model.vision.pos_emb", "vision_encoder.encoder.model.visual.pos_embed"),
+            ("model.vision.post_ln", "vision_encoder.encoder.model.visual.norm"),
+            ("model.vision.blocks", "vision_encoder.encoder.model.visual.blocks"),
+            (".ln1.", "._orig_mod.norm1."),
+            (".ln2.", "._orig_mod.norm2."),
+            ("model.vision.proj_mlp", "vision_encoder.projection.mlp"),
+            ("model.text.wte", "text_model.transformer.embd.wte.weight"),
+            ("model.text.post_ln", "text_model.lm_head.ln"),
+            ("model.text.lm_head", "text_model.lm_head.linear"),
+            ("model.text.blocks", "text_model.transformer.h"),
+            ("model.region.coord_", "region_model.coordinate_"),
+            ("model.region.size_", "region_model.size_"),
+        ];
+        let name = pairs.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to));
+        match name.starts_with("text_model") {
+            true => name.replace("attn.qkv", "mixer.Wqkv").replace("attn.proj", "mixer.out_proj"),
+            false => name,
+        }
+    };
+    let older = |name: &str| {
+        let data = checkpoint.tensor(name).unwrap();
+        if !name.ends_with("_features") {
+            return (renamed(name), data);
+        }
+        let (values, shape) = (data.to_f32().unwrap(), data.shape());
+        let turned = (0..shape[1]).flat_map(|at| values.iter().skip(at).step_by(shape[1]).copied());
+        let turned = TensorData::from_f32(vec![shape[1], shape[0]], &turned.collect::<Vec<_>>()).unwrap();
+        (format!("{}.weight", renamed(name)), turned)
+    };
+    let older = Checkpoint::from_tensors(checkpoint.names().map(older).collect());
+    assert!(older.names().all(|name| !name.starts_with("model.")));
+    let model = ocelli_models::load(&ReferenceBackend, &config, &older).unwrap();
+    let older = Fixture { model, ..Fixture::open("moondream2") };
+    let newer = Fixture::open("moondream2");
+    assert_eq!(older.logits(), newer.logits());
+    let embedded = |fixture: &Fixture| {
+        let locator = fixture.model.locator().unwrap();
+        [locator.embed_place(0.3).to_vec(), locator.embed_size([0.2, 0.7]).to_vec()]
+    };
+    assert_eq!(embedded(&older), embedded(&newer));
+
+    let text = files.text("config.json").unwrap().unwrap().replace("HfMoondream", "Moondream");
+    let config = Config::parse(text.as_bytes(), "config.json").unwrap();
+    let error = ocelli_models::load(&ReferenceBackend, &config, &checkpoint).err().expect("an error").to_string();
+    assert!(error.starts_with("config.json: architectures: Moondream is not supported"), "{error}");
+}
+
 /// MLX's names, its order of convolutions, its config, and no sinusoids.
 #[test]
 fn mlx_s_speech_equals_the_reference() {

@@ -2,7 +2,9 @@
 //!
 //! A picture is shown as a whole, squashed into a square crop, and once more in square crops that overlap, of a size near
 //! its own. Prompts are made of ids, not of text: their parts have names here that the tokenizer does not know. What the
-//! ids are depends on the checkpoint's age, which its empty `config.json` does not tell but its tokenizer does.
+//! ids are depends on the checkpoint's age, which its empty `config.json` does not tell but the last line of its
+//! `versions.txt` does, and else its tokenizer. Surprise: the newer repositories hold the older tokenizer, which is not
+//! theirs.
 
 use std::collections::BTreeMap;
 
@@ -37,10 +39,10 @@ pub(super) fn load(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
         }
         None => Config::default(),
     };
-    // The tokenizer that came with the newer prompts begins with the token that ends texts.
-    let end = model.tokenizer.and_then(|tokenizer| tokenizer.token_to_id("<|endoftext|>"));
-    let default = if end == Some(OLDER_END) { TokenizerConfig::older() } else { TokenizerConfig::newer() };
-    let tokenizer = config.tokenizer.unwrap_or(default);
+    let tokenizer = match config.tokenizer {
+        Some(tokenizer) => tokenizer,
+        None => TokenizerConfig::of_age(model)?,
+    };
     Ok(Box::new(Moondream {
         vision: config.vision,
         table: PixelTable::new(Some(1.0 / 255.0), Some(([0.5; 3], [0.5; 3]))),
@@ -239,6 +241,25 @@ struct Around {
 }
 
 impl TokenizerConfig {
+    /// That of the checkpoint's revision; of one that does not say which it is, the one that fits its tokenizer.
+    fn of_age(model: &Model<'_>) -> Result<Self> {
+        let versions = model.files.text("versions.txt")?.unwrap_or_default();
+        let revision = versions.split_whitespace().filter(|word| word.starts_with("20")).max();
+        // The tokenizer that came with the newer prompts begins with the token that ends texts.
+        let end = model.tokenizer.and_then(|tokenizer| tokenizer.token_to_id("<|endoftext|>"));
+        let is_newer = revision.map_or(end != Some(OLDER_END), |revision| revision >= FIRST_NEWER);
+        match (model.tokenizer, revision) {
+            (Some(tokenizer), Some(revision)) if is_newer && end == Some(OLDER_END) => Err(Error::bad_tokenizer(
+                tokenizer.file(),
+                format_args!(
+                    "it is GPT-2's, but revision {revision} was trained with another; put tokenizer.json of \
+                     moondream/starmie-v1 in its place"
+                ),
+            )),
+            _ => Ok(if is_newer { Self::newer() } else { Self::older() }),
+        }
+    }
+
     /// From January to April 2025: words of GPT-2's tokenizer.
     fn older() -> Self {
         Self::of(
@@ -291,6 +312,8 @@ const TEMPLATE: &str = "\
 const IMAGE: &str = "<image>";
 /// The id of `<|endoftext|>` in GPT-2's tokenizer.
 const OLDER_END: u32 = 50_256;
+/// The first revision that is trained with the newer tokenizer is of this month.
+const FIRST_NEWER: &str = "2025-06";
 /// No model asks for more.
 const MAX_CROP: usize = 8192;
 

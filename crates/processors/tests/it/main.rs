@@ -17,6 +17,8 @@ mod fast_vlm;
 #[cfg(test)]
 mod idefics3;
 #[cfg(test)]
+mod moondream;
+#[cfg(test)]
 mod qwen2_vl;
 #[cfg(test)]
 mod resize;
