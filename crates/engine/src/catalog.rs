@@ -162,6 +162,7 @@ mod tests {
         for (name, millions) in [
             ("smolvlm-256m", 256.0),
             ("llama-3.2-1b", 1236.0),
+            ("qwen3-0.6b", 596.0),
             ("llava-1.5-7b", 7063.0),
             ("r1-distill-qwen-1.5b", 1777.0),
             ("deepseek-vl2-tiny", 3371.0),

@@ -194,7 +194,7 @@ impl CodeBits {
 pub fn mlx_name(model_type: &str, name: &str) -> Option<String> {
     let moved = |from: &str, to: &str| name.strip_prefix(from).map(|rest| format!("{to}{rest}"));
     match model_type {
-        "llama" | "qwen2" => Some(name.to_owned()),
+        "llama" | "qwen2" | "qwen3" => Some(name.to_owned()),
         "idefics3" | "smolvlm" => moved("model.text_model.", "language_model.")
             .or_else(|| moved("lm_head.", "language_model.lm_head."))
             .or_else(|| moved("model.", ""))

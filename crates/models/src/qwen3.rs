@@ -1,15 +1,18 @@
-//! Qwen3 text decoder as vision-language models embed it (transformers `modeling_qwen3_vl.py`, `Qwen3VLTextModel`).
+//! Qwen3 text decoder (transformers `modeling_qwen3.py`; as vision-language models embed it, `modeling_qwen3_vl.py`).
 //!
 //! Llama with a norm over every query and key head before they are rotated. Surprises: `head_dim` is 128 whatever
-//! `hidden_size / num_attention_heads` is, and the first layers may get features of their own (DeepStack).
+//! `hidden_size / num_attention_heads` is, and as part of Qwen3-VL the first layers may get features of their own
+//! (DeepStack).
 
+use ocelli_backend::{Backend, Rope, WeightSource, Weights};
 use ocelli_formats::Section;
 use serde::Deserialize;
 
-use crate::decoder::DecoderDims;
+use crate::decoder::{CausalLm, DecoderDims, Rotation};
 use crate::error::{Result, require};
+use crate::llama;
 
-/// The fields of `text_config` that the decoder needs; defaults are those of transformers.
+/// The fields of `config.json` (or its `text_config`) that the decoder needs; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Config {
     pub(crate) hidden_size: usize,
@@ -24,8 +27,8 @@ pub(crate) struct Config {
     pub(crate) max_position_embeddings: usize,
     #[serde(default = "default_rms_norm_eps")]
     rms_norm_eps: f64,
-    #[serde(default = "default_rope_theta")]
-    pub(crate) rope_theta: f64,
+    /// Its default depends on the family.
+    pub(crate) rope_theta: Option<f64>,
     #[serde(default)]
     pub(crate) tie_word_embeddings: bool,
     #[serde(default)]
@@ -67,6 +70,27 @@ impl Config {
     }
 }
 
+/// Loads a checkpoint that holds nothing but the decoder.
+pub(crate) fn load<B: Backend>(
+    backend: &B,
+    config: &ocelli_formats::Config,
+    source: WeightSource<'_>,
+) -> Result<CausalLm<B>> {
+    let root = config.root();
+    let config = Config::parse(root)?;
+    let scaling = root.get("rope_scaling");
+    require(root, scaling.is_none(), "rope_scaling", scaling.unwrap_or_default(), "null")?;
+    let weights = Weights::new(backend, source, |name| llama::rename(name, config.tie_word_embeddings))?;
+    let rope = Rope::new(config.head_dim, config.rope_theta.unwrap_or(ROPE_THETA), None);
+    let (dims, rotation) = (config.dims(), Rotation::Running(rope));
+    let model = CausalLm::load(&weights, &weights.at("model"), dims, rotation, config.max_position_embeddings)?;
+    weights.finish()?;
+    Ok(model)
+}
+
+/// Of a config that does not say.
+const ROPE_THETA: f64 = 10_000.0;
+
 fn default_head_dim() -> usize {
     128
 }
@@ -77,8 +101,4 @@ fn default_max_position_embeddings() -> usize {
 
 fn default_rms_norm_eps() -> f64 {
     1e-6
-}
-
-fn default_rope_theta() -> f64 {
-    500_000.0
 }

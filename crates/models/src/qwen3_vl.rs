@@ -49,7 +49,7 @@ impl<B: Backend> Qwen3Vl<B> {
         let section = |name| config.section(name).ok_or_else(|| Error::from(root.error(name, "missing")));
         let (text_section, vision_section) = (section("text_config")?, section("vision_config")?);
         let mut text_config = qwen3::Config::parse(&text_section)?;
-        let rope = MRope::load(config, text_config.head_dim, text_config.rope_theta)?;
+        let rope = MRope::load(config, text_config.head_dim, text_config.rope_theta.unwrap_or(ROPE_THETA))?;
         let config: Config = root.parse()?;
         let tied = config.tie_word_embeddings.unwrap_or(text_config.tie_word_embeddings);
         text_config.tie_word_embeddings = tied;
@@ -278,6 +278,8 @@ fn rename(name: &str, tied: bool) -> Renamed {
 }
 
 const NORM_EPS: f64 = 1e-6;
+/// Of a config that does not say.
+const ROPE_THETA: f64 = 500_000.0;
 
 fn default_depth() -> usize {
     27

@@ -15,7 +15,7 @@ use crate::moondream::Moondream;
 use crate::qwen_vl::{Qwen2Vl, Qwen25Vl};
 use crate::qwen3_vl::Qwen3Vl;
 use crate::whisper::Whisper;
-use crate::{Model, llama, qwen2};
+use crate::{Model, llama, qwen2, qwen3};
 
 /// What is known of a family before any weights are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,7 @@ families! {
     "qwen2", "Qwen2, Qwen2.5, R1-Distill-Qwen", sees_images: false, qwen2::load;
     "qwen2_5_vl", "Qwen2.5-VL", sees_images: true, Qwen25Vl::load;
     "qwen2_vl", "Qwen2-VL", sees_images: true, Qwen2Vl::load;
+    "qwen3", "Qwen3", sees_images: false, qwen3::load;
     "qwen3_vl", "Qwen3-VL", sees_images: true, Qwen3Vl::load;
     "smolvlm", "SmolVLM2", sees_images: true, Idefics3::load;
     "whisper", "Whisper", sees_images: false, Whisper::load;

@@ -25,6 +25,7 @@ const FAMILIES: &[&str] = &[
     "qwen2",
     "qwen2_5_vl",
     "qwen2_vl",
+    "qwen3",
     "qwen3_vl",
     "smolvlm",
 ];

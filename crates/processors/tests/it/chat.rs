@@ -184,6 +184,23 @@ fn models_without_a_template_say_what_to_do() {
 }
 
 #[test]
+fn qwen3_thinks_unless_it_is_told_not_to_and_forgets_its_thoughts() {
+    let processor = processor(family("qwen3"));
+    assert!(processor.thinks());
+    let answered = Message::text("assistant", "<think>\nred\n</think>\n\nblue");
+    let talk = [Message::text("user", "a"), answered, Message::text("user", "b")];
+    let mut options = ChatOptions::answer();
+    let before = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nblue<|im_end|>\n<|im_start|>user\nb<|im_end|>\n\
+                  <|im_start|>assistant\n";
+    assert_eq!(processor.chat_prompt(&talk, &[], &options).unwrap().text, before);
+    options.variables.insert("enable_thinking".into(), false.into());
+    let prompt = processor.chat_prompt(&talk, &[], &options).unwrap();
+    assert_eq!(prompt.text, format!("{before}<think>\n\n</think>\n\n"));
+    let [open, close] = ["<think>", "</think>"].map(|tag| processor.tokenizer().token_to_id(tag).unwrap());
+    assert!(prompt.ids.contains(&open) && prompt.ids.contains(&close));
+}
+
+#[test]
 fn roles_are_words() {
     let processor = processor(with_template("llama3", "headers").path());
     let error = processor.chat_prompt(&[Message::text("a<|eot_id|>", "hi")], &[], &ChatOptions::answer()).unwrap_err();
