@@ -4,6 +4,9 @@
 //! races (the thread pool). Both are options of the compiler that are not stable yet, which `RUSTC_BOOTSTRAP` allows;
 //! what they link comes with the toolchain on the targets below. Elsewhere the command says so and succeeds: it is no
 //! verdict on the code.
+//!
+//! ThreadSanitizer must see the standard library's own synchronisation, too: with the compiled one it reports every
+//! thread that is joined as a race. So the standard library is built as well, from the toolchain's component `rust-src`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -22,6 +25,8 @@ struct Sanitizer {
     packages: &'static [&'static str],
     /// A part of the tests' names.
     tests: &'static str,
+    /// Whether the standard library must be instrumented, too.
+    builds_std: bool,
 }
 
 const SANITIZERS: [Sanitizer; 2] = [
@@ -30,8 +35,9 @@ const SANITIZERS: [Sanitizer; 2] = [
         library: "asan",
         packages: &["ocelli-kernels", "ocelli-backend-cpu", "ocelli-formats"],
         tests: "",
+        builds_std: false,
     },
-    Sanitizer { name: "thread", library: "tsan", packages: &["ocelli-backend-cpu"], tests: "pool::" },
+    Sanitizer { name: "thread", library: "tsan", packages: &["ocelli-backend-cpu"], tests: "pool::", builds_std: true },
 ];
 
 /// Builds the tests with each sanitizer and runs them; fails if one fails.
@@ -47,6 +53,10 @@ pub(crate) fn test(root: &Path) -> Result<ExitCode> {
                 "SKIP: the {} sanitizer, because the toolchain lacks librustc*_rt.{}.a",
                 sanitizer.name, sanitizer.library
             );
+            continue;
+        }
+        if sanitizer.builds_std && !has_std_source()? {
+            println!("SKIP: the {} sanitizer, because rustup component add rust-src was not run", sanitizer.name);
             continue;
         }
         println!("== {} sanitizer", sanitizer.name);
@@ -70,6 +80,10 @@ fn has_library(sanitizer: &Sanitizer) -> Result<bool> {
     Ok(entries.filter_map(Result::ok).any(|entry| entry.file_name().to_string_lossy().ends_with(&ending)))
 }
 
+fn has_std_source() -> Result<bool> {
+    Ok(Path::new(&rustc(&["--print", "sysroot"])?).join("lib/rustlib/src/rust/library/std/Cargo.toml").is_file())
+}
+
 fn rustc(arguments: &[&str]) -> Result<String> {
     let output = Command::new("rustc").args(arguments).output().context("running rustc")?;
     ensure!(output.status.success(), "rustc {} fails", arguments.join(" "));
@@ -83,11 +97,14 @@ fn run_tests(root: &Path, sanitizer: &Sanitizer, host: &str) -> Result<bool> {
     let mut command = Command::new(cargo);
     command.args(["test", "--lib", "--tests", "--target", host, "--target-dir"]);
     command.arg(target.join(format!("sanitizer-{}", sanitizer.name)));
+    if sanitizer.builds_std {
+        command.arg("-Zbuild-std");
+    }
     for package in sanitizer.packages {
         command.args(["--package", package]);
     }
     command.args(["--", sanitizer.tests]).current_dir(root);
-    // The standard library is not instrumented, which the compiler would otherwise refuse.
+    // Not all that is linked is instrumented, which the compiler would otherwise refuse.
     let flags = format!("-Zsanitizer={} -Cunsafe-allow-abi-mismatch=sanitizer", sanitizer.name);
     command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", flags).env("CARGO_INCREMENTAL", "0");
     Ok(command.status().context("running cargo")?.success())
