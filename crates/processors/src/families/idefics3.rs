@@ -55,7 +55,7 @@ pub(super) fn load(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
 pub(super) fn load_2(model: &Model<'_>) -> Result<Box<dyn ImageProcessor>> {
     let pictures = Idefics3::load(model)?;
     let video = SmolVideo::load(model, pictures.tokens, pictures.settings.tile)?;
-    Ok(Box::new(Idefics3 { video: Some(video), ..pictures }))
+    Ok(Box::new(Idefics3 { video, ..pictures }))
 }
 
 impl Idefics3 {

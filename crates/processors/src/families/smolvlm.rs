@@ -25,15 +25,15 @@ pub(super) struct SmolVideo {
 }
 
 impl SmolVideo {
-    /// For a tower whose tiles become these tokens, and have this many pixels per side.
-    pub(super) fn load(model: &Model<'_>, tokens: TileTokens, tile: usize) -> Result<Self> {
+    /// For a tower whose tiles become these tokens, and have this many pixels per side. `None` if frames would have other
+    /// sizes: such settings are what transformers saves beside a model of pictures that has none of its own.
+    pub(super) fn load(model: &Model<'_>, tokens: TileTokens, tile: usize) -> Result<Option<Self>> {
         let (file, raw, _): (String, RawVideo, bool) = video_config(model.files)?;
         let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };
         let settings = Settings::new(&file, raw.settings)?;
         let sampling = raw.sampling.video_sampling.unwrap_or_default();
         if settings.tile != tile {
-            let message = format!("{} does not fit pictures of {tile}", settings.tile);
-            return Err(error("max_image_size.longest_edge", message));
+            return Ok(None);
         }
         let fps = raw.sampling.fps.or(sampling.fps).unwrap_or(1.0);
         let max_frames = raw.sampling.num_frames.or(sampling.max_frames).unwrap_or(64);
@@ -44,7 +44,7 @@ impl SmolVideo {
             return Err(error("video_sampling.max_frames", format!("expected 1 to {MOST_FRAMES}, got {max_frames}")));
         }
         let table = PixelTable::new(settings.rescale, settings.normalize);
-        Ok(Self { settings, table, fps, max_frames, tokens })
+        Ok(Some(Self { settings, table, fps, max_frames, tokens }))
     }
 }
 

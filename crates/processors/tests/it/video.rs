@@ -293,6 +293,17 @@ fn settings_have_three_places() {
     }
 }
 
+/// transformers saves settings of videos beside every SmolVLM, of sizes that only its own defaults have.
+#[test]
+fn frames_of_other_sizes_than_the_tower_has_are_no_reason_to_refuse_pictures() {
+    let settings = std::fs::read_to_string(family("smolvlm").join("preprocessor_config.json")).unwrap();
+    let mut settings: serde_json::Value = serde_json::from_str(&settings).unwrap();
+    settings["max_image_size"] = json!({"longest_edge": 364});
+    let folder = variant("smolvlm", &[("video_preprocessor_config.json", &settings.to_string())]);
+    let processor = processor(folder.path());
+    assert!(processor.image_processor().unwrap().videos().is_none());
+}
+
 /// Files that only `ffmpeg` reads; skipped where there is none.
 #[test]
 fn other_files_go_through_ffmpeg() {
