@@ -7,7 +7,8 @@ use libfuzzer_sys::fuzz_target;
 use ocelli_processors::{AudioLimits, decode_audio};
 
 fuzz_target!(
-    // Panics of the decoding library become errors; the fuzzer's own hook would end at each. What escapes still ends it.
+    // Panics of the decoding library become errors; the fuzzer's own hook would end at each. What escapes still ends
+    // it.
     init: drop(std::panic::take_hook()),
     |bytes: &[u8]| {
         let limits = AudioLimits { max_seconds: 60, max_bytes: 1 << 20 };

@@ -6,7 +6,8 @@
 //! verdict on the code.
 //!
 //! ThreadSanitizer must see the standard library's own synchronisation, too: with the compiled one it reports every
-//! thread that is joined as a race. So the standard library is built as well, from the toolchain's component `rust-src`.
+//! thread that is joined as a race. So the standard library is built as well, from the toolchain's component
+//! `rust-src`.
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -83,9 +83,9 @@ pub(crate) enum Command {
 /// Describe pictures and videos, or ask the same question about each of them
 ///
 /// One picture: the answer is printed as it comes. Several: one line each, with progress and a summary on standard
-/// error; a picture that fails does not stop the others. Ctrl-C ends the run and keeps what is finished. Models that take
-/// videos watch animated GIF, WebP and PNG files and, where ffmpeg is installed, all video files, also those in folders; other
-/// models are shown the first frame of what moves.
+/// error; a picture that fails does not stop the others. Ctrl-C ends the run and keeps what is finished. Models that
+/// take videos watch animated GIF, WebP and PNG files and, where ffmpeg is installed, all video files, also those in
+/// folders; other models are shown the first frame of what moves.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

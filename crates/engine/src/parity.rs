@@ -3,7 +3,8 @@
 //! A parity folder is a model folder that also holds `reference.json` (`prompt`, run as it is; optionally
 //! `max_new_tokens`, and `image_tokens`, the most of a picture), `reference.safetensors` and the prompt's pictures
 //! `image0.png`, `image1.png` and so on, its videos `video0.gif` and so on, or its recording as a tensor `in.waveform` of
-//! samples. With a `model` in `reference.json` the model is in that other folder. Of the tensors these are compared, where they exist: `in.input_ids`,
+//! samples. With a `model` in `reference.json` the model is in that other folder. Of the tensors these are compared,
+//! where they exist: `in.input_ids`,
 //! `in.pixel_values`, `in.input_features`, `out.image_features` (or one tensor per picture, `out.image_features.0` …; of
 //! features that deeper layers get too, the first columns), `out.audio_features` (the first of them), `out.logits`,
 //! `out.greedy_ids`, `out.beam<N>_ids` and `out.beam<N>_scores`.

@@ -1,7 +1,8 @@
 //! Every weight of a model by name, over all its safetensors files or in its GGUF file.
 //!
-//! One `model.safetensors` (or `weights.safetensors`, as MLX has it), shards named by `model.safetensors.index.json`, or numbered shards without an index
-//! (some converters forget it). Everything is checked while opening; afterwards a tensor is there or it is not.
+//! One `model.safetensors` (or `weights.safetensors`, as MLX has it), shards named by `model.safetensors.index.json`,
+//! or numbered shards without an index (some converters forget it). Everything is checked while opening; afterwards a
+//! tensor is there or it is not.
 //!
 //! A module quantised by MLX counts as one tensor, `<module>.weight`: its scales and biases have no names of their own.
 

@@ -39,8 +39,8 @@ impl StoredTensor {
         Self { form: Form::ChannelsLast(tensor) }
     }
 
-    /// The same tensor, its channels first, if that gives it these extents: for convolution weights as MLX keeps them in
-    /// files that do not say who wrote them.
+    /// The same tensor, its channels first, if that gives it these extents: for convolution weights as MLX keeps them
+    /// in files that do not say who wrote them.
     #[must_use]
     pub fn turned_to(&self, shape: &[usize]) -> Option<Self> {
         let Form::Plain(data) = &self.form else { return None };

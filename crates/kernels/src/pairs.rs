@@ -22,8 +22,8 @@ pub(crate) trait Pairs: Copy {
     /// The weaker proof.
     fn simd(self) -> Self::Simd;
 
-    /// Calls a function (which is inlined) in code of its own. Among other tiles in one large function, a compiler keeps
-    /// sums in memory that registers would hold.
+    /// Calls a function (which is inlined) in code of its own. Among other tiles in one large function, a compiler
+    /// keeps sums in memory that registers would hold.
     fn apart(self, function: impl FnOnce());
 
     /// Per lane: the sum plus the products of both halves of the pairs.
@@ -41,8 +41,8 @@ pub(crate) trait Pairs: Copy {
     /// Twice as many values as lanes, rounded (ties to even); neighbours become a pair.
     fn neighbours(self, first: F32<Self>, second: F32<Self>) -> Self::Pairs;
 
-    /// Pairs of as many rows as there are lanes, of parts that are at most a register: pair 0 of all rows, pair 1 of all
-    /// rows, … What is missing is zero.
+    /// Pairs of as many rows as there are lanes, of parts that are at most a register: pair 0 of all rows, pair 1 of
+    /// all rows, … What is missing is zero.
     fn transposed(self, rows: &Rows<'_>) -> Self::Square;
 }
 
@@ -56,8 +56,8 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Parts of `len` bytes of `count` rows (at most as many as a register has lanes), `stride` bytes from row to row. The
-    /// bytes begin with the first row's part.
+    /// Parts of `len` bytes of `count` rows (at most as many as a register has lanes), `stride` bytes from row to row.
+    /// The bytes begin with the first row's part.
     #[inline(always)]
     pub(crate) fn new(bytes: &'a [u8], stride: usize, count: usize, len: usize) -> Self {
         assert!(count > 0 && len <= stride && (count - 1) * stride + len <= bytes.len(), "rows beyond the matrix");

@@ -2,8 +2,8 @@
 //! of the spectrogram, T = F / 2 features, H heads, D head size.
 //!
 //! Two convolutions along time, a pre-norm encoder, a decoder that looks at its features by cross-attention. Surprises:
-//! keys have no bias; the encoder's sinusoids are stored, as if they were learned, but not by MLX, whose names are those of
-//! OpenAI; the output layer is the embedding.
+//! keys have no bias; the encoder's sinusoids are stored, as if they were learned, but not by MLX, whose names are
+//! those of OpenAI; the output layer is the embedding.
 
 use ocelli_backend::{
     Activation, Backend, Cancel, Context, Convolution, Embedding, KvCache, KvShape, LayerNorm, Linear, Renamed, Role,
@@ -378,8 +378,8 @@ fn parse(root: &Section) -> Result<Config> {
 }
 
 /// The published names are those of transformers 5 too; the output layer is stored where it need not be. OpenAI's own
-/// names, and MLX's, which differ in the feed-forward part, begin with `encoder.` or `decoder.`; MLX also says which heads
-/// follow the recording, as `generation_config.json` does.
+/// names, and MLX's, which differ in the feed-forward part, begin with `encoder.` or `decoder.`; MLX also says which
+/// heads follow the recording, as `generation_config.json` does.
 fn rename(name: &str, tied: bool) -> Renamed {
     if (tied && name == "proj_out.weight") || name == "alignment_heads" {
         return Renamed::Ignored;

@@ -189,9 +189,9 @@ impl Processor {
     /// in memory, and no more than the first one of a video that is too long for a prompt.
     ///
     /// # Errors
-    /// [`Error::NoVideos`] for a model that takes none; [`Error::NoFrames`], [`Error::FrameSize`], [`Error::TooNarrow`],
-    /// [`Error::TooFewTokens`], [`Error::VideoTokens`];
-    /// what cannot be read, as [`VideoSource::open`] says.
+    /// [`Error::NoVideos`] for a model that takes none; [`Error::NoFrames`], [`Error::FrameSize`],
+    /// [`Error::TooNarrow`], [`Error::TooFewTokens`], [`Error::VideoTokens`]; what cannot be read, as
+    /// [`VideoSource::open`] says.
     pub fn read_video(&self, source: &VideoSource, options: &VideoOptions) -> Result<Video> {
         let videos = self.videos().ok_or_else(|| self.no_videos())?;
         self.images.iter().try_for_each(|images| images.check_detail(options.detail))?;

@@ -5,8 +5,8 @@ use std::path::Path;
 use ocelli_formats::{Checkpoint, CheckpointWriter, CodeBits, Dtype, GroupedLayout, GroupedTensor, TensorData};
 
 /// Writes `config.json` and `weights.safetensors` of the fixture's model, of which `checkpoint` has the weights under
-/// transformers' names; matrices as codes if `bits` says so. Feed-forward layers become four times as wide as the model, as
-/// MLX wants them, by adding zeros. Of a tokenizer and of spectrograms MLX says nothing.
+/// transformers' names; matrices as codes if `bits` says so. Feed-forward layers become four times as wide as the
+/// model, as MLX wants them, by adding zeros. Of a tokenizer and of spectrograms MLX says nothing.
 #[track_caller]
 pub fn write_mlx_whisper(checkpoint: &Checkpoint, folder: &Path, bits: Option<CodeBits>) {
     let names: Vec<(&str, String)> = checkpoint.names().filter_map(|name| Some((name, mlx_name(name)?))).collect();

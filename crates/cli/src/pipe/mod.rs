@@ -2,9 +2,9 @@
 //! ([`fields`]), what will be done ([`plan`]), and doing it ([`run`], [`engines`], [`step`], [`record`]).
 //!
 //! All files go through one stage before the next begins; a stage is the steps in a row that share a model. So only one
-//! model need be in memory, however many a pipeline names, and each is loaded once; but one that is needed again later is
-//! loaded again where memory is short. The price is that results of early
-//! stages have to wait: they are written down at once, in a file beside that of `--out`, from which `--resume` goes on.
+//! model need be in memory, however many a pipeline names, and each is loaded once; but one that is needed again later
+//! is loaded again where memory is short. The price is that results of early stages have to wait: they are written down
+//! at once, in a file beside that of `--out`, from which `--resume` goes on.
 
 mod engines;
 mod fields;

@@ -68,7 +68,8 @@ fn tokenizer(about: &About<'_>, tokens: &[&str], begin: Option<u64>) -> Result<V
     Ok(ByteLevel { vocabulary, merges: &merges, added: &added, cut, add_prefix_space: false, begin }.to_json())
 }
 
-/// How a text is cut before the merges, and whether such tokenizers put the begin token before it unless told otherwise.
+/// How a text is cut before the merges, and whether such tokenizers put the begin token before it unless told
+/// otherwise.
 fn cut(about: &About<'_>) -> Result<(Cut, bool)> {
     let key = "tokenizer.ggml.pre";
     let name = if about.gguf.value(key).is_some() { about.text(key)? } else { "default" };

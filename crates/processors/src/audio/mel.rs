@@ -33,8 +33,8 @@ pub struct LogMel {
 }
 
 impl MelExtractor {
-    /// Reads `preprocessor_config.json` (or the `feature_extractor` of `processor_config.json`). MLX's folders have no such
-    /// file: there the number of bands is what the model takes, and the rest what all of OpenAI's models have.
+    /// Reads `preprocessor_config.json` (or the `feature_extractor` of `processor_config.json`). MLX's folders have no
+    /// such file: there the number of bands is what the model takes, and the rest what all of OpenAI's models have.
     ///
     /// # Errors
     /// [`Error::Files`]; [`Error::Value`] for values out of range.

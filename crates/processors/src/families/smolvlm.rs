@@ -25,8 +25,8 @@ pub(super) struct SmolVideo {
 }
 
 impl SmolVideo {
-    /// For a tower whose tiles become these tokens, and have this many pixels per side. `None` if frames would have other
-    /// sizes: such settings are what transformers saves beside a model of pictures that has none of its own.
+    /// For a tower whose tiles become these tokens, and have this many pixels per side. `None` if frames would have
+    /// other sizes: such settings are what transformers saves beside a model of pictures that has none of its own.
     pub(super) fn load(model: &Model<'_>, tokens: TileTokens, tile: usize) -> Result<Option<Self>> {
         let (file, raw, _): (String, RawVideo, bool) = video_config(model.files)?;
         let error = |key: &str, message: String| Error::Value { file: file.clone(), key: key.into(), message };

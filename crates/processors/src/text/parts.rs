@@ -47,9 +47,10 @@ pub(super) fn assemble(files: &ModelFiles, folder: &str) -> Result<Assembled> {
     if !nor.is_empty() {
         return Err(Error::NoTokenizer { label: label(), nor });
     }
-    let parts = Parts { files, folder, config: &config, class: known };
+    let map = files.json(&name("special_tokens_map.json"))?.unwrap_or_default();
+    let parts = Parts { files, folder, config: &config, map: &map, class: known };
     let (json, file) = (parts.tokenizer(&texts)?, parts.file(known.model.files()[0]));
-    let named = parts.named()?.into_iter().map(|(role, token)| (role.to_owned(), token.content)).collect();
+    let named = parts.named().into_iter().map(|(role, token)| (role.to_owned(), token.content)).collect();
     Ok(Assembled { json: json.to_string().into_bytes(), file, named })
 }
 
@@ -84,6 +85,8 @@ struct Parts<'a> {
     files: &'a ModelFiles,
     folder: &'a str,
     config: &'a Value,
+    /// `special_tokens_map.json`; null without one.
+    map: &'a Value,
     class: &'static Class,
 }
 
@@ -105,7 +108,7 @@ impl Parts<'_> {
         let merges: Vec<&str> =
             merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
         let added = self.added(&mut vocabulary)?;
-        let begin = self.named()?.remove("bos_token").filter(|_| self.flag("add_bos_token", false));
+        let begin = self.named().remove("bos_token").filter(|_| self.flag("add_bos_token", false));
         let begin = begin.and_then(|token| Some((vocabulary.get(&token.content)?.as_u64()?, token.content)));
         let begin = begin.as_ref().map(|(id, token)| (token.as_str(), *id));
         let add_prefix_space = self.flag("add_prefix_space", false);
@@ -116,7 +119,7 @@ impl Parts<'_> {
         let lines = vocabulary.lines().enumerate();
         let mut vocabulary: Map<String, Value> = lines.map(|(id, token)| (token.to_owned(), id.into())).collect();
         let added: Vec<Value> = self.added(&mut vocabulary)?.iter().map(AddedToken::to_json).collect();
-        let named = self.named()?;
+        let named = self.named();
         let token = |role: &str| {
             let token = named.get(role).map(|token| token.content.as_str());
             token.ok_or_else(|| self.bad(CONFIG, format!("{role}: missing")))
@@ -149,9 +152,10 @@ impl Parts<'_> {
         }))
     }
 
-    /// The tokens that are cut out of a text, in the order of their ids; those that are new are put into the vocabulary.
+    /// The tokens that are cut out of a text, in the order of their ids; those that are new are put into the
+    /// vocabulary.
     fn added(&self, vocabulary: &mut Map<String, Value>) -> Result<Vec<AddedToken>> {
-        let (named, more) = (self.named()?, self.more_specials()?);
+        let (named, more) = (self.named(), self.more_specials());
         let (file, mut listed) = self.listed()?;
         listed.sort_by_key(|token| token.id);
         let mut taken: HashSet<u64> = vocabulary.values().filter_map(Value::as_u64).collect();
@@ -186,8 +190,8 @@ impl Parts<'_> {
             return Ok((CONFIG, listed.ok_or_else(malformed)?));
         }
         let file = "added_tokens.json";
-        let listed = self.json(file)?;
-        let specials: Vec<AddedToken> = self.named()?.into_values().chain(self.more_specials()?).collect();
+        let listed = self.files.json(&format!("{}{file}", self.folder))?.unwrap_or_default();
+        let specials: Vec<AddedToken> = self.named().into_values().chain(self.more_specials()).collect();
         let read = |(content, id): (&String, &Value)| {
             let special = specials.iter().any(|special| special.content == *content);
             Some(AddedToken { normalized: !special, ..AddedToken::new(number(id)?, content, special) })
@@ -197,37 +201,31 @@ impl Parts<'_> {
     }
 
     /// The special tokens with a role; their ids mean nothing.
-    fn named(&self) -> Result<BTreeMap<&'static str, AddedToken>> {
-        let map = self.json("special_tokens_map.json")?;
+    fn named(&self) -> BTreeMap<&'static str, AddedToken> {
         let own: BTreeMap<&str, &str> = self.class.specials.iter().copied().collect();
         let find = |role: &'static str| {
             // One of them saying null means that there is none.
-            let said = [self.config, &map].into_iter().find_map(|said| said.get(role));
+            let said = [self.config, self.map].into_iter().find_map(|said| said.get(role));
             let special =
                 said.map_or_else(|| own.get(role).map(|own| AddedToken::new(0, own, true)), |said| token(said, true));
             special.map(|special| (role, special))
         };
-        Ok(ROLES.iter().copied().filter_map(find).collect())
+        ROLES.iter().copied().filter_map(find).collect()
     }
 
     /// The special tokens without a role; their ids mean nothing.
-    fn more_specials(&self) -> Result<Vec<AddedToken>> {
-        let map = self.json("special_tokens_map.json")?;
-        let lists = [self.config, &map].into_iter().flat_map(|said| {
+    fn more_specials(&self) -> Vec<AddedToken> {
+        let lists = [self.config, self.map].into_iter().flat_map(|said| {
             ["additional_special_tokens", "extra_special_tokens"].map(|key| match &said[key] {
                 Value::Object(by_name) => by_name.values().cloned().collect(),
                 list => list.as_array().cloned().unwrap_or_default(),
             })
         });
-        Ok(lists.flatten().filter_map(|about| token(&about, true)).collect())
+        lists.flatten().filter_map(|about| token(&about, true)).collect()
     }
 
     fn flag(&self, key: &str, default: bool) -> bool {
         self.config[key].as_bool().unwrap_or(default)
-    }
-
-    fn json(&self, file: &str) -> Result<Value> {
-        Ok(self.files.json(&format!("{}{file}", self.folder))?.unwrap_or_default())
     }
 
     fn file(&self, file: &str) -> String {

@@ -1,4 +1,5 @@
-//! Folders without `tokenizer.json`: the same ids as transformers' tokenizer classes give, and what is missing is named.
+//! Folders without `tokenizer.json`: the same ids as transformers' tokenizer classes give, and what is missing is
+//! named.
 
 use std::path::Path;
 
