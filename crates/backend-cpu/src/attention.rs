@@ -41,7 +41,7 @@ impl CpuBackend {
         let mut rest = MatrixMut::new(&mut out, batch * queries);
         let parts = blocks.chunks_exact(keys.div_ceil(BLOCK_TOKENS) * block_len).flat_map(|blocks| {
             let entry = rest.take_rows(queries);
-            entry.tiles(QUERIES, group_width).map(move |part| (Contiguous { blocks, block_len }, part))
+            head_by_head(entry, group_width).map(move |part| (Contiguous { blocks, block_len }, part))
         });
         let mask = kernel_mask(mask);
         self.split(2 * q.len() * keys, parts, |(blocks, part)| {
@@ -85,7 +85,7 @@ impl CpuBackend {
         let parts = spans.iter().zip(&problems).flat_map(|(span, problem)| {
             assert_eq!(span.rows.start, rest.rows().start, "spans are not one after another");
             let span_rows = rest.take_rows(span.rows.len());
-            span_rows.tiles(QUERIES, group_width).map(move |part| (problem, part))
+            head_by_head(span_rows, group_width).map(move |part| (problem, part))
         });
         let parts: Vec<_> = parts.collect();
         let is_long = |(problem, part): &(&Attend<'_>, MatrixMut<'_>)| problem.chunks(part.rows()).len() > 1;
@@ -142,13 +142,19 @@ impl CpuBackend {
         let parts = blocks.chunks_exact_mut(layout.block_len()).enumerate();
         self.split(k.len(), parts, |(number, block)| {
             let (entry, first) = (number / per_entry, number % per_entry * BLOCK_TOKENS);
-            for token in first..dims.keys.min(first + BLOCK_TOKENS) {
-                let at = (entry * dims.keys + token) * width;
-                layout.write(block, token - first, &k[at..][..width], &v[at..][..width]);
-            }
+            let tokens = entry * dims.keys + first..entry * dims.keys + dims.keys.min(first + BLOCK_TOKENS);
+            let [keys, values] = [k, v].map(|all| &all[tokens.start * width..tokens.end * width]);
+            self.shared.kernels.write_kv(&layout, block, 0, keys, values);
         });
         blocks
     }
+}
+
+/// Parts of attention: all rows of a key/value head after another, so that its keys and values stay in the second-level
+/// cache.
+fn head_by_head(out: MatrixMut<'_>, group_width: usize) -> impl Iterator<Item = MatrixMut<'_>> {
+    let rows = out.rows().len().max(1);
+    out.tiles(rows, group_width).flat_map(move |head| head.tiles(QUERIES, group_width))
 }
 
 /// Rows of queries that a thread takes at a time: whole batches of tiles.

@@ -12,7 +12,7 @@ use ocelli_kernels::{Patches, unfold_patches};
 
 use crate::CpuBackend;
 use crate::buffer::{Aligned, Buffer};
-use crate::kv::CpuKvBlocks;
+use crate::kv::{self, CpuKvBlocks};
 use crate::linear;
 use crate::pool::Awake;
 use crate::weight::{CpuWeight, Matrix};
@@ -158,11 +158,16 @@ impl Backend for CpuBackend {
     }
 
     fn kv_write(&self, kv: &mut CpuKvBlocks, k: &Buffer, v: &Buffer, slots: &[usize]) {
-        let width = kv.layout.kv_heads * kv.layout.head_dim;
+        let layout = kv.layout;
+        let width = layout.kv_heads * layout.head_dim;
         assert_eq!([k.len(), v.len()], [slots.len() * width; 2], "{} slots of {width} elements", slots.len());
-        for ((&slot, keys), values) in slots.iter().zip(k.chunks_exact(width)).zip(v.chunks_exact(width)) {
-            kv.write(slot, keys, values);
-        }
+        let runs = kv::runs(slots);
+        self.split(k.len(), kv.parts(&runs).into_iter(), |(block, runs)| {
+            for run in runs {
+                let [keys, values] = [k, v].map(|all| &all[run.first * width..][..run.len * width]);
+                self.shared.kernels.write_kv(&layout, block, run.offset, keys, values);
+            }
+        });
     }
 
     fn kv_copy(&self, kv: &mut CpuKvBlocks, from: usize, to: usize) {

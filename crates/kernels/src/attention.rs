@@ -30,6 +30,7 @@ use crate::view::MatrixMut;
 
 use batch::{Batch, Seen};
 use factors::{Factors, Paired, Plain};
+pub(crate) use kv::write_kv;
 pub use kv::{BLOCK_TOKENS, KvLayout};
 pub use mask::Mask;
 
@@ -116,7 +117,7 @@ impl Kernels {
                 self.chunk(&part, &mut states[..totals.len()], scratch);
                 self.merge(problem, totals, states);
             }
-            problem.finish(totals, queries.start, &mut out);
+            self.finish(problem, totals, queries.start, &mut out);
         }
     }
 
@@ -165,7 +166,7 @@ impl Kernels {
         for states in states.chunks_exact(len.max(1)) {
             self.merge(problem, totals, states);
         }
-        problem.finish(totals, 0, &mut out);
+        self.finish(problem, totals, 0, &mut out);
     }
 
     fn chunk(&self, part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) {
@@ -177,6 +178,15 @@ impl Kernels {
         let len = State::len(problem.layout);
         for (total, state) in totals.chunks_exact_mut(len).zip(states.chunks_exact(len)) {
             (self.merge_states)(total, state);
+        }
+    }
+
+    /// Writes results: the totals of some queries of `out`, from the given one on.
+    fn finish(&self, problem: &Attend<'_>, totals: &[f32], first: usize, out: &mut MatrixMut<'_>) {
+        let (group, head_dim, first_row) = (problem.group(), problem.layout.head_dim, out.rows().start);
+        for (query, total) in (first..).zip(totals.chunks_exact(State::len(problem.layout))) {
+            let row = out.row(first_row + query / group);
+            (self.finish_state)(total, &mut row[query % group * head_dim..][..head_dim]);
         }
     }
 
@@ -223,18 +233,6 @@ impl Attend<'_> {
         let is_any = rows.is_empty() || self.mask == Mask::All && self.keys > 0;
         assert!(is_place || is_any, "tokens {places:?} of {}", self.keys);
     }
-
-    /// Writes results: the totals of some queries of `out`, from the given one on.
-    fn finish(&self, totals: &[f32], first: usize, out: &mut MatrixMut<'_>) {
-        let (group, head_dim, first_row) = (self.group(), self.layout.head_dim, out.rows().start);
-        for (query, total) in (first..).zip(totals.chunks_exact(State::len(self.layout))) {
-            let place = &mut out.row(first_row + query / group)[query % group * head_dim..][..head_dim];
-            let scale = 1.0 / State::weight(total);
-            for (out, sum) in place.iter_mut().zip(total) {
-                *out = sum * scale;
-            }
-        }
-    }
 }
 
 /// With factors in float32.
@@ -262,7 +260,9 @@ fn chunk<F: Factors>(factors: F, part: &Part<'_>, states: &mut [f32], scratch: &
     for ((query, words), place) in of_queries.zip(&mut places) {
         let (elements, padding) = words.split_at_mut(layout.head_dim);
         elements.copy_from_slice(part.query(query));
-        padding.fill(0.0);
+        if !padding.is_empty() {
+            padding.fill(0.0);
+        }
         factors.narrow(words);
         *place = part.seen(query);
     }
@@ -324,6 +324,21 @@ pub(crate) fn merge<S: Simd>(simd: S, total: &mut [f32], state: &[f32]) {
         simd.store(simd.mul_add(simd.load(more), simd.splat(new), kept), sum);
     }
     State::set(total, largest, weight * old + more * new);
+}
+
+/// The weighted mean of the values: sums over the sum of the weights.
+#[inline(always)]
+pub(crate) fn finish<S: Simd>(simd: S, total: &[f32], out: &mut [f32]) {
+    let scale = simd.splat(1.0 / State::weight(total));
+    let (sums, _) = S::chunks(total);
+    let (outs, rest) = S::chunks_mut(out);
+    let whole = outs.len();
+    for (out, sum) in outs.iter_mut().zip(sums) {
+        simd.store(simd.mul(simd.load(sum), scale), out);
+    }
+    if !rest.is_empty() {
+        simd.store_part(simd.mul(simd.load(&sums[whole]), scale), rest);
+    }
 }
 
 /// Some queries of some rows for one key/value head (numbered row by row and head by head within the group), and a

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::activation::Activation;
-use crate::attention::Part;
+use crate::attention::{KvLayout, Part};
 use crate::convolution::Depthwise;
 use crate::matmul::Matmul;
 use crate::peak::{Peak, PeakFn};
@@ -39,6 +39,8 @@ pub struct Kernels {
     pub(crate) depthwise: fn(&Depthwise<'_>, Range<usize>, &mut [f32]),
     pub(crate) attend_chunk: AttendFn,
     pub(crate) merge_states: fn(&mut [f32], &[f32]),
+    pub(crate) finish_state: fn(&[f32], &mut [f32]),
+    pub(crate) write_kv: WriteKvFn,
     pub(crate) multiply_adds: PeakFn,
     pub(crate) other_peaks: &'static [Peak],
     pub(crate) quantized: crate::quantized::Table,
@@ -61,6 +63,7 @@ pub(crate) struct PairKernels {
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);
 type RoundFn = fn(&[f32], usize, &mut [f32]);
 pub(crate) type AttendFn = fn(&Part<'_>, &mut [f32], &mut [f32]);
+type WriteKvFn = fn(&KvLayout, &mut [f32], usize, &[f32], &[f32]);
 type EmbedFn = fn(&[u8], &mut [f32]);
 type LayerNormFn = fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
 type RopeFn = fn(&[f32], RopeDims, &[f32], &[f32], &mut [f32]);

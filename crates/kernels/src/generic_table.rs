@@ -26,6 +26,8 @@ macro_rules! kernel_table {
             depthwise(problem: &Depthwise<'_>, rows: Range<usize>, out: &mut [f32]) = depthwise;
             attend_chunk(part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) = chunk_plain;
             merge_states(total: &mut [f32], state: &[f32]) = merge;
+            finish_state(total: &[f32], out: &mut [f32]) = finish;
+            write_kv(layout: &KvLayout, block: &mut [f32], offset: usize, keys: &[f32], values: &[f32]) = write_kv;
             multiply_adds(rounds: usize, out: &mut [f32]) = multiply_adds;
         }
     };
@@ -39,7 +41,7 @@ macro_rules! row {
 
             use super::$type;
             use crate::activation::{Activation, activate, silu_mul};
-            use crate::attention::{Part, chunk_plain, merge};
+            use crate::attention::{KvLayout, Part, chunk_plain, finish, merge, write_kv};
             use crate::convolution::{Depthwise, depthwise};
             use crate::dispatch::Kernels;
             use crate::elementwise::{add, mul};

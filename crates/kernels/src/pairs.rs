@@ -22,8 +22,7 @@ pub(crate) trait Pairs: Copy {
     /// The weaker proof.
     fn simd(self) -> Self::Simd;
 
-    /// Calls a function (which is inlined) in code of its own. Among other tiles in one large function, a compiler
-    /// keeps sums in memory that registers would hold.
+    /// Calls a function (which is inlined) in code of its own: [`Simd::apart`].
     fn apart(self, function: impl FnOnce());
 
     /// Per lane: the sum plus the products of both halves of the pairs.

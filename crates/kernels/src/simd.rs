@@ -23,6 +23,13 @@ pub(crate) trait Simd: Copy {
     /// A chunk of zeros.
     const ZERO_CHUNK: Self::Chunk;
 
+    /// Calls a function (which is inlined): in code of its own where that matters. Among other tiles in one large
+    /// function, a compiler keeps sums in memory that registers would hold.
+    #[inline(always)]
+    fn apart(self, function: impl FnOnce()) {
+        function();
+    }
+
     /// Whole chunks, and what is left.
     fn chunks(values: &[f32]) -> (&[Self::Chunk], &[f32]);
     /// Whole chunks, and what is left.

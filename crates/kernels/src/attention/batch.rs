@@ -112,7 +112,10 @@ impl Batch<'_> {
                 }
                 if const { F::Simd::LANES == 16 } && count == 2 {
                     let keys = [keys[block], keys[block + 1]];
-                    by_tile_rows!(F, rows, score_blocks::<F; R, 2>(factors, self, keys, block, first));
+                    factors.apart(
+                        #[inline(always)]
+                        || by_tile_rows!(F, rows, score_blocks::<F; R, 2>(factors, self, keys, block, first)),
+                    );
                 } else {
                     by_tile_rows!(F, rows, score_blocks::<F; R, 1>(factors, self, [keys[block]], block, first));
                 }
@@ -127,7 +130,7 @@ impl Batch<'_> {
         let state_len = State::len(self.part.problem.layout);
         let rows = self.scores.chunks_exact_mut(CHUNK).zip(self.states.chunks_exact_mut(state_len));
         for (seen, (scores, state)) in self.places.iter().zip(rows) {
-            state.fill(0.0);
+            clear::<F::Simd>(state);
             let seen = seen.within(self.chunk, CHUNK);
             if seen.is_empty() {
                 continue;
@@ -181,6 +184,15 @@ impl Batch<'_> {
                 next = behind;
             }
         }
+    }
+}
+
+/// Whole registers of zeros: less than what a call costs.
+#[inline(always)]
+fn clear<S: Simd>(state: &mut [f32]) {
+    let (chunks, _) = S::chunks_mut(state);
+    for chunk in chunks {
+        *chunk = S::ZERO_CHUNK;
     }
 }
 

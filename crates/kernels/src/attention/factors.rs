@@ -25,6 +25,9 @@ pub(crate) trait Factors: Copy {
     /// The instruction set.
     fn simd(self) -> Self::Simd;
 
+    /// Calls a function (which is inlined), in code of its own where that matters ([`Simd::apart`], [`Pairs::apart`]).
+    fn apart(self, function: impl FnOnce());
+
     /// The same word in all lanes.
     fn splat(self, word: f32) -> Self::Words;
 
@@ -59,6 +62,11 @@ impl<S: Simd> Factors for Plain<S> {
     #[inline(always)]
     fn simd(self) -> S {
         self.0
+    }
+
+    #[inline(always)]
+    fn apart(self, function: impl FnOnce()) {
+        self.0.apart(function);
     }
 
     #[inline(always)]
@@ -103,6 +111,11 @@ impl<P: Pairs> Factors for Paired<P> {
     #[inline(always)]
     fn simd(self) -> P::Simd {
         self.0.simd()
+    }
+
+    #[inline(always)]
+    fn apart(self, function: impl FnOnce()) {
+        self.0.apart(function);
     }
 
     #[inline(always)]

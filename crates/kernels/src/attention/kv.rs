@@ -9,6 +9,7 @@
 //!   for the values.
 
 use super::factors::Factors;
+use crate::dispatch::Kernels;
 use crate::precision::KvPrecision;
 
 /// Tokens per block.
@@ -25,6 +26,45 @@ pub struct KvLayout {
     pub precision: KvPrecision,
 }
 
+impl Kernels {
+    /// Stores the keys and values of neighbouring tokens (both `[tokens, K, D]`), from place `offset` of a block on.
+    ///
+    /// # Panics
+    /// If the lengths do not fit.
+    #[track_caller]
+    pub fn write_kv(&self, layout: &KvLayout, block: &mut [f32], offset: usize, keys: &[f32], values: &[f32]) {
+        let width = layout.kv_heads * layout.head_dim;
+        assert_eq!(keys.len(), values.len(), "keys and values of {layout:?}");
+        assert!(keys.len().is_multiple_of(width.max(1)), "{} values are not tokens of {layout:?}", keys.len());
+        assert!(
+            offset + keys.len() / width.max(1) <= BLOCK_TOKENS && block.len() == layout.block_len(),
+            "{} values from place {offset} on of a block of {}",
+            keys.len(),
+            block.len()
+        );
+        if width > 0 {
+            (self.write_kv)(layout, block, offset, keys, values);
+        }
+    }
+}
+
+/// Head by head, so that what tokens share stays in the first-level cache.
+#[inline(always)]
+pub(crate) fn write_kv<S>(_: S, layout: &KvLayout, block: &mut [f32], offset: usize, keys: &[f32], values: &[f32]) {
+    let KvLayout { kv_heads, head_dim, precision } = *layout;
+    for (at, head) in block.chunks_exact_mut(layout.head_len()).enumerate() {
+        let tokens = keys.chunks_exact(kv_heads * head_dim).zip(values.chunks_exact(kv_heads * head_dim));
+        for (offset, (key, value)) in (offset..).zip(tokens) {
+            let [key, value] = [key, value].map(|of_token| &of_token[at * head_dim..][..head_dim]);
+            match precision {
+                KvPrecision::Float32 => layout.write_plain(head, offset, key, value),
+                KvPrecision::Bfloat16 => layout.write_pairs(head, offset, key, value),
+                KvPrecision::Eight => layout.write_codes(head, offset, key, value),
+            }
+        }
+    }
+}
+
 impl KvLayout {
     /// Words in a block.
     pub fn block_len(&self) -> usize {
@@ -36,32 +76,7 @@ impl KvLayout {
         self.block_len() * size_of::<f32>() / BLOCK_TOKENS
     }
 
-    /// Stores one token's keys and values (both `[K, D]`) at place `offset` of a block.
-    ///
-    /// # Panics
-    /// If the lengths do not fit.
-    #[track_caller]
-    pub fn write(&self, block: &mut [f32], offset: usize, keys: &[f32], values: &[f32]) {
-        let len = self.kv_heads * self.head_dim;
-        assert_eq!([keys.len(), values.len()], [len, len], "keys and values of {self:?}");
-        assert!(
-            offset < BLOCK_TOKENS && block.len() == self.block_len(),
-            "place {offset} of a block of {}",
-            block.len()
-        );
-        if len == 0 {
-            return;
-        }
-        let heads = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.head_dim));
-        for (head, (key, value)) in block.chunks_exact_mut(self.head_len()).zip(heads) {
-            match self.precision {
-                KvPrecision::Float32 => self.write_plain(head, offset, key, value),
-                KvPrecision::Bfloat16 => self.write_pairs(head, offset, key, value),
-                KvPrecision::Eight => self.write_codes(head, offset, key, value),
-            }
-        }
-    }
-
+    #[inline(always)]
     fn write_plain(&self, head: &mut [f32], offset: usize, key: &[f32], value: &[f32]) {
         let (keys, values) = head.split_at_mut(self.keys_len());
         for (place, &key) in keys.chunks_exact_mut(BLOCK_TOKENS).zip(key) {
@@ -72,10 +87,15 @@ impl KvLayout {
         padding.fill(0.0);
     }
 
+    #[inline(always)]
     fn write_pairs(&self, head: &mut [f32], offset: usize, key: &[f32], value: &[f32]) {
         let (keys, values) = head.split_at_mut(self.keys_len());
-        for (place, pair) in keys.chunks_exact_mut(BLOCK_TOKENS).zip(key.chunks(2)) {
-            place[offset] = pair_of(pair[0], pair.get(1).copied().unwrap_or(0.0));
+        // Rounded together, in vector instructions, before each pair goes to a line of its own.
+        for (places, key) in keys.chunks_mut(WORDS * BLOCK_TOKENS).zip(key.chunks(2 * WORDS)) {
+            let words = if let Ok(key) = key.try_into() { words(key) } else { words(&padded(key)) };
+            for (place, word) in places.chunks_exact_mut(BLOCK_TOKENS).zip(words) {
+                place[offset] = word;
+            }
         }
         let row = &mut values[offset / 2 * self.padded_dim()..][..self.padded_dim()];
         let (place, padding) = row.split_at_mut(self.head_dim);
@@ -86,6 +106,7 @@ impl KvLayout {
         padding.fill(0.0);
     }
 
+    #[inline(always)]
     fn write_codes(&self, head: &mut [f32], offset: usize, key: &[f32], value: &[f32]) {
         let (codes, scales) = head.split_at_mut(self.keys_len() + self.values_len());
         let (keys, values) = codes.split_at_mut(self.keys_len());
@@ -253,6 +274,7 @@ fn code(word: f32, quarter: usize) -> f32 {
     f32::from((word.to_bits() >> (8 * quarter)) as i8)
 }
 
+#[inline(always)]
 fn put_code(words: &mut [f32], at: usize, code: i8) {
     let (at, shift) = (at % words.len(), 8 * (at / words.len()));
     let others = words[at].to_bits() & !(0xFF << shift);
@@ -260,15 +282,37 @@ fn put_code(words: &mut [f32], at: usize, code: i8) {
 }
 
 /// The largest magnitude is code 127. What is not finite makes all of the token's elements NaN.
+#[inline(always)]
 fn scale_of(values: &[f32]) -> f32 {
     let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     let is_finite = values.iter().all(|value| value.is_finite());
     if is_finite { largest / 127.0 } else { f32::NAN }
 }
 
+#[inline(always)]
 fn code_of(value: f32, scale: f32) -> i8 {
     // Nothing divided by nothing, and NaN, are code zero.
     (value / scale).round_ties_even() as i8
+}
+
+/// Words that are made at a time: a register of any instruction set.
+const WORDS: usize = 16;
+
+#[inline(always)]
+fn words(values: &[f32; 2 * WORDS]) -> [f32; WORDS] {
+    let mut words = [0.0; WORDS];
+    for (word, &[first, second]) in words.iter_mut().zip(values.as_chunks().0) {
+        *word = pair_of(first, second);
+    }
+    words
+}
+
+/// Zeros behind the last values.
+#[inline(always)]
+fn padded(values: &[f32]) -> [f32; 2 * WORDS] {
+    let mut padded = [0.0; 2 * WORDS];
+    padded[..values.len()].copy_from_slice(values);
+    padded
 }
 
 /// Two values as a word.

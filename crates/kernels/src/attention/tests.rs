@@ -85,19 +85,24 @@ impl Case {
     }
 
     /// Blocks that hold `rubbish` where nothing was written.
-    fn blocks(&self, rubbish: f32) -> Blocks {
+    fn blocks(&self, kernels: &Kernels, rubbish: f32) -> Blocks {
         let width = self.layout.kv_heads * self.layout.head_dim;
         let mut blocks = vec![vec![rubbish; self.layout.block_len()]; self.tokens.div_ceil(BLOCK_TOKENS)];
-        for token in 0..self.tokens {
-            let block = &mut blocks[token / BLOCK_TOKENS];
-            let (key, value) = (&self.k[token * width..][..width], &self.v[token * width..][..width]);
-            self.layout.write(block, token % BLOCK_TOKENS, key, value);
+        let mut first = 0;
+        for len in [3, 1, 2, 32].into_iter().cycle() {
+            let end = self.tokens.min(first + len).min((first / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
+            let [keys, values] = [&self.k, &self.v].map(|all| &all[first * width..end * width]);
+            kernels.write_kv(&self.layout, &mut blocks[first / BLOCK_TOKENS], first % BLOCK_TOKENS, keys, values);
+            first = end;
+            if first == self.tokens {
+                break;
+            }
         }
         Blocks { blocks }
     }
 
     fn run(&self, kernels: &Kernels, tile_rows: usize, rubbish: f32) -> Vec<f32> {
-        let blocks = self.blocks(rubbish);
+        let blocks = self.blocks(kernels, rubbish);
         let problem = self.problem(&blocks);
         let mut out = vec![f32::NAN; self.q.len()];
         let mut scratch = vec![f32::NAN; kernels.attend_scratch_len(self.layout)];
@@ -110,7 +115,7 @@ impl Case {
 
     /// Chunk by chunk, the last one first.
     fn run_in_chunks(&self, kernels: &Kernels, tile_rows: usize) -> Vec<f32> {
-        let blocks = self.blocks(0.0);
+        let blocks = self.blocks(kernels, 0.0);
         let problem = self.problem(&blocks);
         let mut out = vec![f32::NAN; self.q.len()];
         let mut scratch = vec![f32::NAN; kernels.attend_scratch_len(self.layout)];

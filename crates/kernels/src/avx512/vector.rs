@@ -60,6 +60,17 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn apart(self, function: impl FnOnce()) {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn within(function: impl FnOnce()) {
+            function();
+        }
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { within(function) }
+    }
+
+    #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
         // SAFETY: `self` proves that the processor has the instruction.
         unsafe { _mm512_set1_ps(value) }
