@@ -45,8 +45,11 @@ impl Cost {
             if is_tower && name.contains("merger") {
                 cost.connector += numbers;
             } else if is_tower {
-                if name.ends_with("patch_embedding.weight") {
-                    cost.patch = shape[2] as u64;
+                match *shape {
+                    [_, _, height, _] if name.ends_with("patch_embedding.weight") => cost.patch = height as u64,
+                    // All of a patch's values in a row, in three colours.
+                    [_, values] if name.ends_with("patch_emb.weight") => cost.patch = (values as u64 / 3).isqrt(),
+                    _ => {}
                 }
                 cost.tower += numbers;
                 cost.tower_bytes += bytes;
@@ -75,16 +78,17 @@ impl Cost {
     }
 
     /// Operations of the vision tower and the connector for tiles `[N, 3, height, width]` or flattened patches
-    /// `[1, 1, patches, values]`. Attention in windows counts as if it saw the whole picture.
-    pub(crate) fn vision_flops(&self, shape: [usize; 4], vision_tokens: usize) -> f64 {
+    /// `[1, 1, patches, values]`; `None` for towers without patches, whose convolutions see ever smaller pictures.
+    /// Attention in windows counts as if it saw the whole picture.
+    pub(crate) fn vision_flops(&self, shape: [usize; 4], vision_tokens: usize) -> Option<f64> {
         let [n_tiles, channels, height, width] = shape;
         let patches = match self.patch {
             _ if channels == 1 => height as f64,
-            0 => return 0.0,
+            0 => return None,
             patch => ((height as u64 / patch) * (width as u64 / patch)) as f64,
         };
         let tower = 2.0 * self.tower as f64 * patches + 4.0 * patches * patches * self.tower_attention as f64;
-        n_tiles as f64 * tower + 2.0 * self.connector as f64 * vision_tokens as f64
+        Some(n_tiles as f64 * tower + 2.0 * self.connector as f64 * vision_tokens as f64)
     }
 
     /// Operations of a prefill: every token sees those before it, itself, and all of what is looked at by
@@ -143,7 +147,7 @@ mod tests {
         // Four patches; 96 + 64 numbers in the tower, 128 in the connector.
         assert_eq!(
             cost.vision_flops([2, 3, 4, 5], 2),
-            2.0 * (2.0 * 160.0 * 4.0 + 4.0 * 16.0 * 8.0) + 2.0 * 128.0 * 2.0
+            Some(2.0 * (2.0 * 160.0 * 4.0 + 4.0 * 16.0 * 8.0) + 2.0 * 128.0 * 2.0)
         );
         assert_eq!(cost.prefill_flops(3, 0), 2.0 * (16.0 * 3.0 + 40.0) + 4.0 * 6.0 * 4.0);
         assert_eq!(cost.bytes_per_token(), 192.0);
@@ -156,10 +160,19 @@ mod tests {
         ];
         let flat = Cost::of(flat.into_iter(), [1, 1]);
         let tower = 2.0 * (192.0 + 192.0) * 16.0 + 4.0 * 256.0 * 8.0;
-        assert_eq!(flat.vision_flops([1, 1, 16, 24], 4), tower + 2.0 * 128.0 * 4.0);
+        assert_eq!(flat.vision_flops([1, 1, 16, 24], 4), Some(tower + 2.0 * 128.0 * 4.0));
         assert_eq!(flat.bytes_per_token(), 0.0);
         let tied = Cost::of(tensors.into_iter().take(7), [1, 1]);
         assert_eq!((tied.bytes_per_token(), tied.prefill_flops(3, 0)), (112.0, cost.prefill_flops(3, 0)));
+    }
+
+    #[test]
+    fn a_tower_is_counted_by_its_patches_or_not_at_all() {
+        let linear: [(&str, &[usize], usize); 1] = [("model.vision.patch_emb.weight", &[8, 3 * 14 * 14], 9408)];
+        let linear = Cost::of(linear.into_iter(), [1, 1]);
+        assert_eq!(linear.vision_flops([2, 3, 28, 42], 6), Some(2.0 * (2.0 * 8.0 * 588.0 * 6.0)));
+        let convolutions: [(&str, &[usize], usize); 1] = [("vision_tower.patch_embed.0.weight", &[8, 3, 3, 3], 432)];
+        assert_eq!(Cost::of(convolutions.into_iter(), [1, 1]).vision_flops([1, 3, 64, 64], 16), None);
     }
 
     #[test]
@@ -190,7 +203,7 @@ mod tests {
         let cost = Cost::of(tensors.into_iter(), [1, 1]);
         let attention = 4.0 * (3.0 * 4.0 + 2.0 * 5.0 * 4.0);
         assert_eq!(cost.prefill_flops(2, 5), 2.0 * (32.0 * 2.0 + 40.0) + attention);
-        assert_eq!(cost.vision_flops([1, 3, 4, 4], 5), 2.0 * 72.0 * 4.0 + 2.0 * 48.0 * 5.0);
+        assert_eq!(cost.vision_flops([1, 3, 4, 4], 5), Some(2.0 * 72.0 * 4.0 + 2.0 * 48.0 * 5.0));
         assert_eq!(cost.bytes_per_token(), f64::from(32 + 32 + 80));
     }
 }

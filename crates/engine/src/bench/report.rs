@@ -286,9 +286,9 @@ impl Utilisation {
             let per_second = operations / milliseconds * 1e3;
             Work { per_second, share: machine.arithmetic(per_second, bytes_per_weight) }
         };
-        let vision = subject.shape.as_ref().zip(median("vision_ms")).map(|(image, spent)| {
-            let operations = cost.vision_flops(image.shape, image.vision_tokens);
-            work(operations, spent, cost.tower_bytes_per_weight())
+        let vision = subject.shape.as_ref().zip(median("vision_ms")).and_then(|(image, spent)| {
+            let operations = cost.vision_flops(image.shape, image.vision_tokens)?;
+            Some(work(operations, spent, cost.tower_bytes_per_weight()))
         });
         let decode = median("tokens_per_second").map(|tokens| {
             let per_second = cost.bytes_per_token() * tokens;
