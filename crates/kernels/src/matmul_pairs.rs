@@ -21,7 +21,7 @@ use std::ops::Range;
 
 use crate::dispatch::Kernels;
 use crate::matmul::{Matmul, finish};
-use crate::pairs::{Chunk, Pairs, Rows};
+use crate::pairs::{Chunk, F32, Pairs, Rows};
 use crate::precision::Arithmetic;
 use crate::simd::Simd;
 use crate::view::MatrixMut;
@@ -333,22 +333,30 @@ fn any_tile<P: Pairs>(arch: P, rows: usize, columns: usize, tile: &Tile<'_>, out
     }
 }
 
+/// Repeats code for every row of a tile. Sums are taken out of and put into registers outside of the loop over the pairs;
+/// a loop over the rows there would need its index in memory, and with it all sums.
+macro_rules! each_row {
+    ($rows:ident, $row:ident => $body:block) => {
+        each_row!($rows, $row => $body; 0 1 2 3 4 5 6 7)
+    };
+    ($rows:ident, $row:ident => $body:block; $($number:literal)+) => {
+        $(if const { $number < $rows } {
+            let $row = $number;
+            $body
+        })+
+    };
+}
+
 /// Adds the products of a tile's pairs to its sums, which are in the output before and after.
 #[inline(always)]
 fn tile_sums<P: Pairs, const R: usize, const C: usize>(arch: P, tile: &Tile<'_>, out: &mut MatrixMut<'_>) {
-    let (simd, lanes, pairs) = (arch.simd(), P::Simd::LANES, tile.pairs);
+    let (simd, pairs) = (arch.simd(), tile.pairs);
     let column = tile.column - out.columns().start;
     let mut sums = [[simd.splat(0.0); C]; R];
     if !tile.is_first {
-        for r in 0..R {
-            for c in 0..C {
-                let part = &out.row(tile.row + r)[column + c * lanes..];
-                sums[r][c] = match P::Simd::chunks(part) {
-                    ([chunk, ..], _) => simd.load(chunk),
-                    ([], rest) => simd.load_part(rest),
-                };
-            }
-        }
+        each_row!(R, r => {
+            sums[r] = read_row::<P, C>(simd, &out.row(tile.row + r)[column..]);
+        });
     }
     let (weights, _) = P::Simd::chunks(tile.weights);
     let (weights, _) = weights.as_chunks::<TILE>();
@@ -374,13 +382,30 @@ fn tile_sums<P: Pairs, const R: usize, const C: usize>(arch: P, tile: &Tile<'_>,
             }
         }
     }
-    for r in 0..R {
-        for c in 0..C {
-            let part = &mut out.row(tile.row + r)[column + c * lanes..];
-            match P::Simd::chunks_mut(part) {
-                ([chunk, ..], _) => simd.store(sums[r][c], chunk),
-                ([], rest) => simd.store_part(sums[r][c], rest),
-            }
+    each_row!(R, r => {
+        write_row::<P, C>(simd, sums[r], &mut out.row(tile.row + r)[column..]);
+    });
+}
+
+/// The first C registers of a row, or as much of the last one as there is.
+#[inline(always)]
+fn read_row<P: Pairs, const C: usize>(simd: P::Simd, row: &[f32]) -> [F32<P>; C] {
+    let (chunks, rest) = P::Simd::chunks(row);
+    let mut sums = [simd.splat(0.0); C];
+    for c in 0..C {
+        sums[c] = if c < chunks.len() { simd.load(&chunks[c]) } else { simd.load_part(rest) };
+    }
+    sums
+}
+
+#[inline(always)]
+fn write_row<P: Pairs, const C: usize>(simd: P::Simd, sums: [F32<P>; C], row: &mut [f32]) {
+    let (chunks, rest) = P::Simd::chunks_mut(row);
+    for c in 0..C {
+        if c < chunks.len() {
+            simd.store(sums[c], &mut chunks[c]);
+        } else {
+            simd.store_part(sums[c], rest);
         }
     }
 }

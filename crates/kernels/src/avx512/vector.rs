@@ -89,6 +89,18 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_part(self, values: &[f32]) -> __m512 {
+        // SAFETY: as above; the mask allows reading only the values.
+        unsafe { _mm512_maskz_loadu_ps(first_lanes(values.len()), values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store_part(self, value: __m512, values: &mut [f32]) {
+        // SAFETY: as above; the mask allows writing only the values.
+        unsafe { _mm512_mask_storeu_ps(values.as_mut_ptr(), first_lanes(values.len()), value) }
+    }
+
+    #[inline(always)]
     fn load_f32(self, chunk: &Self::Bytes4) -> __m512 {
         // SAFETY: as above; the chunk is as long as the register, any alignment will do.
         unsafe { _mm512_loadu_ps(chunk.as_ptr().cast()) }
@@ -156,4 +168,10 @@ impl Simd for Avx512 {
             out
         }
     }
+}
+
+/// A mask of so many lanes, all of them if there are no more.
+#[inline(always)]
+fn first_lanes(count: usize) -> __mmask16 {
+    if count >= Avx512::LANES { __mmask16::MAX } else { (1 << count) - 1 }
 }
