@@ -1,6 +1,8 @@
 //! Matrix products: one parallel region for all products of the same x, which is rounded once for all of them.
 
-use ocelli_backend::{Activation, Epilogue};
+use std::ops::Range;
+
+use ocelli_backend::{Activation, Backend, Epilogue, columns_of};
 use ocelli_kernels::{
     Kernels, Matmul, MatrixMut, PackedDims, PackedMatrix, QuantizedMatmul, QuantizedSwiglu, WeightMatrix,
 };
@@ -18,9 +20,40 @@ impl CpuBackend {
         rows: usize,
         products: &[(&CpuWeight, Epilogue<'_, Self>)],
     ) -> Vec<Buffer> {
-        let mut results: Vec<Buffer> =
-            products.iter().map(|(weight, _)| self.buffer(rows * weight.outputs())).collect();
-        let outputs = products.iter().map(|(weight, _)| weight.outputs()).sum();
+        let pieces = products.iter().enumerate().map(|(product, (weight, _))| (product, 0..weight.outputs()));
+        self.pieces(x, rows, products, &pieces.collect::<Vec<_>>())
+    }
+
+    /// One product, cut along its outputs.
+    pub(crate) fn product_parts(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        weight: &CpuWeight,
+        epilogue: Epilogue<'_, Self>,
+        widths: &[usize],
+    ) -> Vec<Buffer> {
+        let outputs = widths.iter().sum();
+        assert_eq!(weight.outputs(), outputs, "{widths:?} are not all outputs");
+        // Within a panel, packed weights cannot be cut.
+        if columns_of(widths).any(|columns| !columns.start.is_multiple_of(PackedDims::PANEL)) {
+            let whole = self.linear(x, rows, weight, epilogue);
+            return columns_of(widths).map(|columns| self.columns(&whole, outputs, columns)).collect();
+        }
+        let pieces: Vec<_> = columns_of(widths).map(|columns| (0, columns)).collect();
+        self.pieces(x, rows, &[(weight, epilogue)], &pieces)
+    }
+
+    /// Columns of products (by their number), each piece in a buffer of its own.
+    fn pieces(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        products: &[(&CpuWeight, Epilogue<'_, Self>)],
+        pieces: &[(usize, Range<usize>)],
+    ) -> Vec<Buffer> {
+        let mut results: Vec<Buffer> = pieces.iter().map(|(_, columns)| self.buffer(rows * columns.len())).collect();
+        let outputs = pieces.iter().map(|(_, columns)| columns.len()).sum();
         if rows * outputs == 0 {
             return results;
         }
@@ -30,10 +63,10 @@ impl CpuBackend {
         let problems: Vec<Problem<'_>> = problems.collect();
         let shape = Shape::of(products.iter().map(|&(weight, _)| weight));
         let (part_rows, part_columns) = shape.part(self.shared.threads.len(), rows, outputs);
-        let parts = problems.iter().zip(&mut results).filter(|(_, result)| !result.is_empty());
-        let parts = parts.flat_map(|(problem, result)| {
-            let tiles = MatrixMut::new(result, rows).tiles(part_rows, part_columns);
-            tiles.map(move |part| (problem, part))
+        let parts = pieces.iter().zip(&mut results).filter(|(_, result)| !result.is_empty());
+        let parts = parts.flat_map(|((product, columns), result)| {
+            let tiles = MatrixMut::of_columns(result, rows, columns.clone()).tiles(part_rows, part_columns);
+            tiles.map(|part| (&problems[*product], part))
         });
         self.split(rows * inputs * outputs, parts, |(problem, part)| problem.compute(self.shared.kernels, part));
         results

@@ -66,6 +66,17 @@ impl Backend for CpuBackend {
         self.products(x, rows, products)
     }
 
+    fn linear_parts(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        weight: &CpuWeight,
+        epilogue: Epilogue<'_, Self>,
+        widths: &[usize],
+    ) -> Vec<Buffer> {
+        self.product_parts(x, rows, weight, epilogue, widths)
+    }
+
     fn swiglu(&self, x: &Buffer, rows: usize, gate: &CpuWeight, up: &CpuWeight) -> Buffer {
         self.gated_product(x, rows, gate, up)
     }
@@ -188,9 +199,7 @@ impl Backend for CpuBackend {
 
     fn gather_rows(&self, x: &Buffer, width: usize, rows: &[usize]) -> Buffer {
         let mut out = self.buffer(rows.len() * width);
-        for (out, &row) in out.chunks_exact_mut(width.max(1)).zip(rows) {
-            out.copy_from_slice(&x[row * width..][..width]);
-        }
+        self.fill_rows(&mut out, width, |row, out| out.copy_from_slice(&x[rows[row] * width..][..width]));
         out
     }
 
@@ -235,33 +244,32 @@ impl Backend for CpuBackend {
     fn columns(&self, x: &Buffer, width: usize, columns: Range<usize>) -> Buffer {
         assert!(width > 0 && x.len().is_multiple_of(width), "{} values are not rows of {width}", x.len());
         let mut out = self.buffer(x.len() / width * columns.len());
-        for (out, x) in out.chunks_exact_mut(columns.len().max(1)).zip(x.chunks_exact(width)) {
-            out.copy_from_slice(&x[columns.clone()]);
-        }
+        self.fill_rows(&mut out, columns.len(), |row, out| out.copy_from_slice(&x[row * width..][columns.clone()]));
         out
     }
 
     fn concat_columns(&self, parts: &[(&Buffer, usize)]) -> Buffer {
         let width: usize = parts.iter().map(|(_, width)| width).sum();
         let mut out = self.buffer(parts.iter().map(|(part, _)| part.len()).sum());
-        let mut first = 0;
-        for &(part, part_width) in parts {
-            for (out, x) in out.chunks_exact_mut(width.max(1)).zip(part.chunks_exact(part_width.max(1))) {
-                out[first..][..part_width].copy_from_slice(x);
+        self.fill_rows(&mut out, width, |row, mut out| {
+            for &(part, width) in parts {
+                let (place, behind) = out.split_at_mut(width);
+                place.copy_from_slice(&part[row * width..][..width]);
+                out = behind;
             }
-            first += part_width;
-        }
+        });
         out
     }
 
     fn concat(&self, parts: &[&Buffer]) -> Buffer {
         let mut out = self.buffer(parts.iter().map(|part| part.len()).sum());
-        let mut rest = &mut out[..];
-        for part in parts {
-            let (place, behind) = rest.split_at_mut(part.len());
-            place.copy_from_slice(part);
+        let (mut rest, len) = (&mut out[..], parts.iter().map(|part| part.len()).sum());
+        let places = parts.iter().flat_map(|part| {
+            let (place, behind) = std::mem::take(&mut rest).split_at_mut(part.len());
             rest = behind;
-        }
+            place.chunks_mut(PART).zip(part.chunks(PART))
+        });
+        self.split(len, places, |(place, part)| place.copy_from_slice(part));
         out
     }
 
@@ -307,6 +315,15 @@ impl CpuBackend {
         let parts = out.chunks_mut(row.len()).zip(x.chunks(row.len()));
         self.split(x.len(), parts, |(out, x)| compute(x, row, out));
         out
+    }
+
+    /// Makes every row of `out`, given its number.
+    fn fill_rows(&self, out: &mut [f32], width: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let (cost, len) = (out.len(), rows_per_part(width));
+        self.split(cost, out.chunks_mut(len).enumerate(), |(part, out)| {
+            let first = part * len / width.max(1);
+            (first..).zip(out.chunks_exact_mut(width.max(1))).for_each(|(row, out)| fill(row, out));
+        });
     }
 
     /// Computes all parts of an operation of `cost` multiplications or so: on all threads if that is worth it.

@@ -33,6 +33,16 @@ impl<B: Backend> Linear<B> {
         self.run(x, Activation::None, Some(residual))
     }
 
+    /// [`Self::forward`] of a layer that is several side by side: `[…, widths[i]]` each.
+    #[track_caller]
+    pub fn forward_parts<const N: usize>(&self, x: &Tensor<B>, widths: [usize; N]) -> [Tensor<B>; N] {
+        self.check(x);
+        assert_eq!(widths.iter().sum::<usize>(), self.out_features, "{widths:?} are not all features");
+        let epilogue = self.epilogue(Activation::None, None);
+        let mut parts = x.backend().linear_parts(x.buffer(), x.rows(), &self.weight, epilogue, &widths).into_iter();
+        widths.map(|width| self.wrap(x, parts.next().expect("a part per width"), width))
+    }
+
     /// [`Self::forward`] of several layers on the same `x`, in one operation.
     #[track_caller]
     pub fn forward_many<const N: usize>(layers: [&Self; N], x: &Tensor<B>) -> [Tensor<B>; N] {
@@ -41,14 +51,14 @@ impl<B: Backend> Linear<B> {
             (&*layer.weight, layer.epilogue(Activation::None, None))
         });
         let mut results = x.backend().linears(x.buffer(), x.rows(), &products).into_iter();
-        layers.map(|layer| layer.wrap(x, results.next().expect("one result per layer")))
+        layers.map(|layer| layer.wrap(x, results.next().expect("one result per layer"), layer.out_features))
     }
 
     #[track_caller]
     fn run(&self, x: &Tensor<B>, activation: Activation, residual: Option<&Tensor<B>>) -> Tensor<B> {
         self.check(x);
         let epilogue = self.epilogue(activation, residual);
-        self.wrap(x, x.backend().linear(x.buffer(), x.rows(), &self.weight, epilogue))
+        self.wrap(x, x.backend().linear(x.buffer(), x.rows(), &self.weight, epilogue), self.out_features)
     }
 
     #[track_caller]
@@ -62,9 +72,9 @@ impl<B: Backend> Linear<B> {
     }
 
     /// A product with `x`: the shape of `x`, but for the last dimension.
-    fn wrap(&self, x: &Tensor<B>, product: B::Buffer) -> Tensor<B> {
+    fn wrap(&self, x: &Tensor<B>, product: B::Buffer, width: usize) -> Tensor<B> {
         let mut shape = x.shape().to_vec();
-        *shape.last_mut().expect("a tensor has a dimension") = self.out_features;
+        *shape.last_mut().expect("a tensor has a dimension") = width;
         Tensor::wrap(x.backend(), product, shape)
     }
 }
@@ -155,6 +165,7 @@ impl<B: Backend> SwiGlu<B> {
     #[track_caller]
     fn gated(&self, x: &Tensor<B>) -> Tensor<B> {
         self.gate.check(x);
-        self.gate.wrap(x, x.backend().swiglu(x.buffer(), x.rows(), &self.gate.weight, &self.up.weight))
+        let gated = x.backend().swiglu(x.buffer(), x.rows(), &self.gate.weight, &self.up.weight);
+        self.gate.wrap(x, gated, self.gate.out_features)
     }
 }

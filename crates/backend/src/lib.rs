@@ -29,7 +29,9 @@ pub use convolution::{Convolution, DepthwiseConvolution, Windows};
 pub use error::{Error, Result};
 pub use kv::{BLOCK_TOKENS, Context, KvCache, KvShape, LayerKv, SequenceId, Span, Step};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
-pub use ops::{Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, Mask, PatchDims, RopeDims, RopePairing};
+pub use ops::{
+    Activation, AttentionDims, Backend, ConvolutionDims, Epilogue, Mask, PatchDims, RopeDims, RopePairing, columns_of,
+};
 pub use precision::{Part, Precision, Quant, Role, quantize};
 pub use random::RandomWeights;
 pub use rope::{Rope, RopeRows, RopeScaling};

@@ -1,5 +1,7 @@
 //! The [`Backend`] trait: the fused operations that models are made of.
 
+use std::ops::Range;
+
 use ocelli_formats::WeightData;
 
 use crate::source::PackedWeight;
@@ -84,6 +86,21 @@ pub trait Backend: Clone + Send + Sync + 'static {
         rows: usize,
         products: &[(&Self::Weight, Epilogue<'_, Self>)],
     ) -> Vec<Self::Buffer>;
+
+    /// A product in parts along its outputs, `[rows, widths[i]]` each. The results are those of [`Backend::linear`], to
+    /// the last bit.
+    fn linear_parts(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        weight: &Self::Weight,
+        epilogue: Epilogue<'_, Self>,
+        widths: &[usize],
+    ) -> Vec<Self::Buffer> {
+        let whole = self.linear(x, rows, weight, epilogue);
+        let width = widths.iter().sum();
+        columns_of(widths).map(|columns| self.columns(&whole, width, columns)).collect()
+    }
 
     /// `silu(x · gateᵀ) * (x · upᵀ)`: `[rows, out]` of two weights `[out, in]`.
     fn swiglu(&self, x: &Self::Buffer, rows: usize, gate: &Self::Weight, up: &Self::Weight) -> Self::Buffer;
@@ -180,7 +197,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn mean_rows(&self, x: &Self::Buffer, rows: usize, width: usize) -> Self::Buffer;
 
     /// Some columns of rows of `width` elements.
-    fn columns(&self, x: &Self::Buffer, width: usize, columns: std::ops::Range<usize>) -> Self::Buffer;
+    fn columns(&self, x: &Self::Buffer, width: usize, columns: Range<usize>) -> Self::Buffer;
 
     /// Rows side by side: each part's rows have the width given with it.
     fn concat_columns(&self, parts: &[(&Self::Buffer, usize)]) -> Self::Buffer;
@@ -309,6 +326,15 @@ pub struct RopeDims {
     pub pairs: usize,
     /// Which elements make a pair.
     pub pairing: RopePairing,
+}
+
+/// Where parts of those widths lie, side by side.
+pub fn columns_of(widths: &[usize]) -> impl Iterator<Item = Range<usize>> {
+    widths.iter().scan(0, |end, width| {
+        let start = *end;
+        *end += width;
+        Some(start..*end)
+    })
 }
 
 /// Which elements of a head turn together.

@@ -8,8 +8,9 @@ use std::ops::Range;
 ///
 /// Rows and columns keep their numbers in the whole matrix, so that a part knows which part it is.
 pub struct MatrixMut<'a> {
-    /// Row 0, column 0 of the whole matrix.
+    /// Row 0, column 0 of the whole matrix, were it there; only the rectangle is reached through it.
     base: *mut f32,
+    /// From row to row.
     width: usize,
     rows: Range<usize>,
     columns: Range<usize>,
@@ -31,6 +32,18 @@ impl<'a> MatrixMut<'a> {
         Self { base: values.as_mut_ptr(), width, rows: 0..rows, columns: 0..width, values: PhantomData }
     }
 
+    /// Some columns of a matrix of `rows` rows that lie alone in memory.
+    ///
+    /// # Panics
+    /// If the values are not so many rows and columns.
+    #[track_caller]
+    pub fn of_columns(values: &'a mut [f32], rows: usize, columns: Range<usize>) -> Self {
+        let width = columns.len();
+        assert!(rows > 0 && values.len() == rows * width, "{} values are not {rows} rows of {columns:?}", values.len());
+        let base = values.as_mut_ptr().wrapping_sub(columns.start);
+        Self { base, width, rows: 0..rows, columns, values: PhantomData }
+    }
+
     /// The rows of this part.
     pub fn rows(&self) -> Range<usize> {
         self.rows.clone()
@@ -49,12 +62,11 @@ impl<'a> MatrixMut<'a> {
     #[track_caller]
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(self.rows.contains(&row), "row {row} is not in {:?}", self.rows);
-        // SAFETY: the range lies within the matrix that `new` borrowed, and within this view's rectangle, which no
-        // other view overlaps (`take_rows` and `tiles` only cut, `reborrow` lends); `&mut self` keeps it borrowed.
-        unsafe {
-            let first = self.base.add(row * self.width + self.columns.start);
-            std::slice::from_raw_parts_mut(first, self.columns.len())
-        }
+        let first = self.base.wrapping_add(row * self.width + self.columns.start);
+        // SAFETY: the range lies within the values that `new` or `of_columns` borrowed, and within this view's
+        // rectangle, which no other view overlaps (`take_rows` and `tiles` only cut, `reborrow` lends); `&mut self`
+        // keeps it borrowed.
+        unsafe { std::slice::from_raw_parts_mut(first, self.columns.len()) }
     }
 
     /// The same rectangle for a while.
@@ -136,6 +148,19 @@ mod tests {
             }
             assert!(values.iter().enumerate().all(|(at, &value)| value == (at + 1) as f32), "{values:?}");
         }
+    }
+
+    #[test]
+    fn columns_that_lie_alone_keep_their_numbers() {
+        let mut values = vec![0.0; 3 * 5];
+        for mut tile in MatrixMut::of_columns(&mut values, 3, 20..25).tiles(2, 2) {
+            for row in tile.rows() {
+                let columns = tile.columns();
+                tile.row(row).iter_mut().zip(columns).for_each(|(value, column)| *value = (100 * row + column) as f32);
+            }
+        }
+        let expected = (0..3).flat_map(|row| (20..25).map(move |column| (100 * row + column) as f32));
+        assert_eq!(values, expected.collect::<Vec<_>>());
     }
 
     #[test]

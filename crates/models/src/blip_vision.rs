@@ -155,9 +155,9 @@ impl<B: Backend> Layer<B> {
     /// `x` [1 + T, hidden] -> the same shape.
     fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
         let hidden = x.width();
-        let qkv = self.qkv.forward(&self.layer_norm1.forward(x)); // [1 + T, 3 × hidden]
-        let part = |idx: usize| qkv.columns(idx * hidden..(idx + 1) * hidden).split_heads(self.n_heads);
-        let attended = part(0).attend_all(&part(1), &part(2), 1, self.scale); // [1 + T, H, D]
+        let qkv = self.qkv.forward_parts(&self.layer_norm1.forward(x), [hidden; 3]);
+        let [q, k, v] = qkv.map(|part| part.split_heads(self.n_heads)); // [1 + T, H, D]
+        let attended = q.attend_all(&k, &v, 1, self.scale);
         let x = self.projection.forward_add(&attended.merge_heads(), x);
         let hidden = self.fc1.forward_then(&self.layer_norm2.forward(&x), Activation::Gelu);
         self.fc2.forward_add(&hidden, &x)

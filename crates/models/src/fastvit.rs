@@ -213,8 +213,8 @@ impl<B: Backend> Attention<B> {
     /// `x` [1, height, width, C] -> the same shape, `x` added.
     fn forward_add(&self, x: &Tensor<B>) -> Tensor<B> {
         let dim = x.width();
-        let qkv = self.qkv.forward(&self.norm.forward(x));
-        let [q, k, v] = [0, 1, 2].map(|part| qkv.columns(part * dim..(part + 1) * dim).split_heads(dim / HEAD_DIM));
+        let qkv = self.qkv.forward_parts(&self.norm.forward(x), [dim; 3]);
+        let [q, k, v] = qkv.map(|part| part.split_heads(dim / HEAD_DIM));
         let attended = q.attend_all(&k, &v, 1, (HEAD_DIM as f32).sqrt().recip()); // [height × width, H, D]
         let attended = self.proj.forward(&attended.merge_heads()).reshape(x.shape());
         x + &attended.mul_repeated(&self.scale)

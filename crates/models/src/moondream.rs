@@ -340,8 +340,8 @@ impl<B: Backend> EncoderLayer<B> {
     /// `x` [N, T, width] -> the same shape.
     fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
         let dim = x.width();
-        let qkv = self.qkv.forward(&self.ln1.forward(x));
-        let [q, k, v] = [0, 1, 2].map(|part| qkv.columns(part * dim..(part + 1) * dim).split_heads(self.n_heads));
+        let qkv = self.qkv.forward_parts(&self.ln1.forward(x), [dim; 3]);
+        let [q, k, v] = qkv.map(|part| part.split_heads(self.n_heads));
         let scale = ((dim / self.n_heads) as f32).sqrt().recip();
         let attended = q.attend_all(&k, &v, x.shape()[0], scale).merge_heads().reshape(x.shape());
         let x = self.proj.forward_add(&attended, x);
@@ -376,11 +376,11 @@ impl<B: Backend> DecoderLayer<B> {
     /// `x` [R, hidden] -> [R, hidden]; appends this layer's keys and values to `kv`.
     fn forward(&self, x: &Tensor<B>, rope: &RopeRows<B>, step: &Step, kv: &mut LayerKv<B>) -> Tensor<B> {
         let normed = self.ln.forward(x);
-        let qkv = self.qkv.forward(&normed);
-        let (queries, keys) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
-        let q = qkv.columns(0..queries).split_heads(self.n_heads).rope(rope); // [R, H, D]
-        let k = qkv.columns(queries..queries + keys).split_heads(self.n_kv_heads).rope(rope);
-        let v = qkv.columns(queries + keys..queries + 2 * keys).split_heads(self.n_kv_heads);
+        let heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads];
+        let [q, k, v] = self.qkv.forward_parts(&normed, heads.map(|heads| heads * self.head_dim));
+        let q = q.split_heads(self.n_heads).rope(rope); // [R, H, D]
+        let k = k.split_heads(self.n_kv_heads).rope(rope);
+        let v = v.split_heads(self.n_kv_heads);
         let scale = (self.head_dim as f32).sqrt().recip();
         let attended = q.attend(kv.append(&k, &v, step), scale, step);
         let x = self.proj.forward_add(&attended.merge_heads(), x);

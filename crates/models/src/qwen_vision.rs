@@ -161,9 +161,9 @@ impl<B: Backend> Attention<B> {
         segments: &[usize],
     ) -> Tensor<B> {
         let hidden = x.width();
-        let qkv = self.qkv.forward(x);
-        let part = |idx: usize| qkv.columns(idx * hidden..(idx + 1) * hidden).split_heads(self.n_heads); // [T, H, D]
-        let (q, k, v) = (part(0).rope(rope), part(1).rope(rope), part(2));
+        let qkv = self.qkv.forward_parts(x, [hidden; 3]);
+        let [q, k, v] = qkv.map(|part| part.split_heads(self.n_heads)); // [T, H, D]
+        let (q, k) = (q.rope(rope), k.rope(rope));
         let mask = if segments.len() > 1 { Mask::Segments(segments) } else { Mask::All };
         let attended = q.attend_masked(&k, &v, 1, mask, self.scale);
         self.proj.forward_add(&attended.merge_heads(), residual)

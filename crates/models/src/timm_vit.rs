@@ -114,8 +114,8 @@ impl<B: Backend> Block<B> {
     /// `x` [N, T, width] -> the same shape.
     fn forward(&self, x: &Tensor<B>) -> Tensor<B> {
         let width = x.width();
-        let qkv = self.qkv.forward(&self.norm1.forward(x)); // [N, T, 3 × width]
-        let [q, k, v] = [0, 1, 2].map(|part| qkv.columns(part * width..(part + 1) * width).split_heads(self.heads));
+        let qkv = self.qkv.forward_parts(&self.norm1.forward(x), [width; 3]); // [N, T, width] each
+        let [q, k, v] = qkv.map(|part| part.split_heads(self.heads));
         let attended = q.attend_all(&k, &v, x.shape()[0], self.scale);
         let x = self.proj.forward_add(&attended.merge_heads().reshape(x.shape()), x);
         let hidden = self.fc1.forward_then(&self.norm2.forward(&x), Activation::GeluTanh);

@@ -2,7 +2,7 @@
 
 use ocelli_backend::{
     Activation, AttentionDims, BLOCK_TOKENS, Backend, ConvolutionDims, Epilogue, Mask, PatchDims, RopeDims,
-    RopePairing, Span,
+    RopePairing, Span, columns_of,
 };
 use ocelli_formats::{Dtype, SharedBytes, TensorData};
 
@@ -17,6 +17,7 @@ mod grouped;
 pub fn conformance<B: Backend>(backend: &B) {
     linear(backend);
     linears(backend);
+    linear_parts(backend);
     swiglu(backend);
     grouped::conformance(backend);
     embed(backend);
@@ -129,6 +130,27 @@ fn linears<B: Backend>(backend: &B) {
         for (at, (weight, epilogue)) in products.into_iter().enumerate() {
             let run = pair(backend, format!("linears {rows}x{n_in}x{outputs:?}, product {at}"));
             run.check(&together[at], &backend.download(&backend.linear(&on_x, rows, weight, epilogue)), 0.0);
+        }
+    }
+}
+
+/// Parts of a product are its columns, wherever they are cut.
+fn linear_parts<B: Backend>(backend: &B) {
+    let mut random = Random::new(13);
+    for (rows, n_in, widths) in
+        [(1, 64, [32, 16, 9]), (70, 40, [64, 64, 64]), (3, 96, [33, 1, 64]), (20, 8, [0, 48, 5])]
+    {
+        let n_out = widths.iter().sum();
+        let [x, bias] = [rows * n_in, n_out].map(|len| backend.upload(&random.values(len)));
+        let residual = backend.upload(&random.values(rows * n_out));
+        let weight = backend.weight(matrix(&mut random, Dtype::BF16, n_out, n_in).into()).expect("a float matrix");
+        let epilogue = Epilogue { bias: Some(&bias), activation: Activation::Silu, residual: Some(&residual) };
+        let whole = backend.linear(&x, rows, &weight, epilogue);
+        let parts = backend.linear_parts(&x, rows, &weight, epilogue, &widths);
+        assert_eq!(parts.len(), widths.len(), "{}: a part per width", backend.name());
+        for (part, columns) in parts.iter().zip(columns_of(&widths)) {
+            let run = pair(backend, format!("linear_parts {rows}x{n_in}x{widths:?}, {columns:?}"));
+            run.check(part, &backend.download(&backend.columns(&whole, n_out, columns)), 0.0);
         }
     }
 }
