@@ -61,7 +61,7 @@ impl CpuBackend {
         let rounded = self.rounded(x, products.iter().map(|&(weight, _)| weight));
         let problems = products.iter().map(|(weight, epilogue)| self.problem(x, rows, weight, epilogue, &rounded));
         let problems: Vec<Problem<'_>> = problems.collect();
-        let shape = Shape::of(products.iter().map(|&(weight, _)| weight));
+        let shape = self.shape(products.iter().map(|&(weight, _)| weight));
         let (part_rows, part_columns) = shape.part(self.shared.threads.len(), rows, outputs);
         let parts = pieces.iter().zip(&mut results).filter(|(_, result)| !result.is_empty());
         let parts = parts.flat_map(|((product, columns), result)| {
@@ -81,7 +81,7 @@ impl CpuBackend {
         }
         let kernels = self.shared.kernels;
         let cost = 2 * rows * inputs * outputs;
-        let (part_rows, part_columns) = Shape::of([gate, up]).part(self.shared.threads.len(), rows, outputs);
+        let (part_rows, part_columns) = self.shape([gate, up]).part(self.shared.threads.len(), rows, outputs);
         let rounded = self.rounded(x, [gate, up]);
         if let (Matrix::Packed(gate), Matrix::Packed(up)) = (gate.matrix(), up.matrix())
             && gate.dims() == up.dims()
@@ -125,7 +125,7 @@ impl CpuBackend {
         match weight.matrix() {
             Matrix::Float(weights) => {
                 let (inputs, arithmetic) = (weight.inputs(), self.shared.arithmetic);
-                let is_paired = self.shared.kernels.paired_len(weights, arithmetic, inputs) > 0;
+                let is_paired = self.shared.kernels.paired_len(weights, arithmetic, rows, inputs) > 0;
                 let paired = rounded.pairs.as_deref().filter(|_| is_paired).unwrap_or_default();
                 Problem::Float(Matmul { x, paired, rows, inputs, weights, bias, activation, residual, arithmetic })
             }
@@ -134,6 +134,22 @@ impl CpuBackend {
                 Problem::Packed(QuantizedMatmul { x, rows, weights, bias, activation, residual })
             }
         }
+    }
+
+    /// What suits all of some products.
+    fn shape<'a>(&self, weights: impl IntoIterator<Item = &'a CpuWeight>) -> Shape {
+        let (kernels, arithmetic) = (self.shared.kernels, self.shared.arithmetic);
+        let mut shape = Shape::FLOAT;
+        for weight in weights {
+            match weight.matrix() {
+                Matrix::Packed(_) => return Shape::PACKED,
+                Matrix::Float(matrix) => {
+                    let most_rows = kernels.rows_in_cache(matrix, arithmetic, weight.inputs());
+                    shape = most_rows.map_or(shape, Shape::tiles);
+                }
+            }
+        }
+        shape
     }
 
     /// x as these weights need it.
@@ -158,11 +174,12 @@ impl CpuBackend {
     /// x in pairs of bfloat16, if products with these weights read it so.
     fn paired(&self, x: &Buffer, weights: WeightMatrix<'_>, inputs: usize) -> Option<Buffer> {
         let kernels = self.shared.kernels;
-        let len = kernels.paired_len(weights, self.shared.arithmetic, inputs);
-        (len > 0).then(|| {
-            let mut pairs = self.buffer(x.len() / inputs * len);
-            let rows = (PART / inputs).max(1);
-            let parts = x.chunks(rows * inputs).zip(pairs.chunks_mut(rows * len));
+        let len = |rows| kernels.paired_len(weights, self.shared.arithmetic, rows, inputs);
+        let whole = len(x.len() / inputs);
+        (whole > 0).then(|| {
+            let mut pairs = self.buffer(whole);
+            let rows = (PART / inputs).max(1).next_multiple_of(kernels.paired_rows());
+            let parts = x.chunks(rows * inputs).zip(pairs.chunks_mut(len(rows)));
             self.split(x.len(), parts, |(x, pairs)| kernels.pair_rows(x, inputs, pairs));
             pairs
         })
@@ -208,8 +225,14 @@ impl Problem<'_> {
 struct Shape {
     /// Fewer rows than that are never split: every part would read the same weights.
     few_rows: usize,
+    /// Columns of a part of few rows are a multiple of this.
+    few_unit: usize,
     /// Parts of many rows per thread.
     parts: usize,
+    /// Rows of the highest part of many rows.
+    most_rows: usize,
+    /// Rows of a part of many rows are a multiple of this.
+    row_unit: usize,
     /// Columns of the narrowest part of many rows: narrower ones would read all of x for a few columns.
     narrowest: usize,
     /// Columns of a part of many rows are a multiple of this.
@@ -218,28 +241,38 @@ struct Shape {
 
 impl Shape {
     /// A panel of converted weights has 96 columns.
-    const FLOAT: Self = Self { few_rows: 2 * LOWEST, parts: 4, narrowest: 96, unit: 16 };
+    const FLOAT: Self = Self {
+        few_rows: 2 * LOWEST,
+        few_unit: PackedDims::PANEL,
+        parts: 4,
+        most_rows: usize::MAX,
+        row_unit: 12,
+        narrowest: 96,
+        unit: 16,
+    };
     /// A register tile has up to 64 columns.
-    const PACKED: Self = Self { few_rows: 13, parts: 8, narrowest: 64, unit: 64 };
+    const PACKED: Self = Self { few_rows: 13, parts: 8, narrowest: 64, unit: 64, ..Self::FLOAT };
 
-    /// What suits all of some products.
-    fn of<'a>(weights: impl IntoIterator<Item = &'a CpuWeight>) -> Self {
-        let is_packed = |weight: &CpuWeight| matches!(weight.matrix(), Matrix::Packed(_));
-        if weights.into_iter().any(is_packed) { Self::PACKED } else { Self::FLOAT }
+    /// Blocks of tiles have 32 rows and 32 columns. Parts follow one another along a row, so that x of the rows stays
+    /// in a thread's cache from part to part.
+    const fn tiles(most_rows: usize) -> Self {
+        Self { few_unit: 32, most_rows, row_unit: 32, unit: 32, ..Self::FLOAT }
     }
 
     /// Rows and columns that a thread takes at a time, beginning at a whole panel of packed weights.
     fn part(&self, threads: usize, rows: usize, outputs: usize) -> (usize, usize) {
         if rows < self.few_rows {
-            return (rows, outputs.div_ceil(4 * threads).next_multiple_of(PackedDims::PANEL));
+            return (rows, outputs.div_ceil(4 * threads).next_multiple_of(self.few_unit));
         }
         let parts = self.parts * threads;
-        let columns = outputs.div_ceil(parts);
-        if columns >= self.narrowest {
-            return (rows, columns.next_multiple_of(self.unit));
+        let mut row_parts = rows.div_ceil(self.most_rows);
+        let mut columns = outputs.div_ceil(parts.div_ceil(row_parts));
+        if columns < self.narrowest {
+            columns = self.narrowest;
+            row_parts = row_parts.max(parts.div_ceil(outputs.div_ceil(columns)));
         }
-        let row_parts = parts.div_ceil(outputs.div_ceil(self.narrowest));
-        (rows.div_ceil(row_parts).next_multiple_of(12).max(LOWEST), self.narrowest)
+        let columns = columns.next_multiple_of(self.unit);
+        (rows.div_ceil(row_parts).next_multiple_of(self.row_unit).max(LOWEST).min(rows), columns)
     }
 }
 
@@ -274,6 +307,13 @@ mod tests {
         assert_eq!(Shape::FLOAT.part(64, 100, 64), (48, 96));
         assert_eq!(Shape::PACKED.part(2, 1024, 3072), (1024, 192));
         assert_eq!(Shape::PACKED.part(2, 1024, 768), (516, 64));
+        // Tiles: rows whose x stays in a cache, columns for four parts per thread.
+        assert_eq!(Shape::tiles(320).part(2, 512, 8960), (256, 2240));
+        assert_eq!(Shape::tiles(672).part(2, 1024, 768), (512, 192));
+        assert_eq!(Shape::tiles(672).part(16, 1024, 768), (128, 96));
+        assert_eq!(Shape::tiles(256).part(2, 1000, 768), (256, 384));
+        assert_eq!(Shape::tiles(896).part(2, 84, 576), (84, 96));
+        assert_eq!(Shape::tiles(320).part(2, 1, 1536), (1, 192));
         // Two threads get as much each: 9 columns of parts would not.
         assert_eq!(Shape::PACKED.part(2, 84, 576), (48, 64));
     }

@@ -54,10 +54,21 @@ pub(crate) struct PairKernels {
     pub(crate) matmul: MatmulFn,
     /// Scratch values for that many rows (or fewer) of so many inputs.
     pub(crate) scratch_len: fn(usize, usize) -> usize,
-    /// Rounds rows of so many inputs, if that is how the products read x.
-    pub(crate) round: Option<RoundFn>,
+    /// How the products read x.
+    pub(crate) round: Rounding,
+    /// Rows of so many inputs that a part of a product should not exceed, if that matters: x of them stays in a cache.
+    pub(crate) rows_in_cache: Option<fn(usize) -> usize>,
     /// Attention with factors in bfloat16, if that is faster.
     pub(crate) attend: Option<AttendFn>,
+}
+
+/// How x becomes pairs.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounding {
+    /// Rows that are arranged together; what is missing of the last ones is zeros.
+    pub(crate) rows: usize,
+    /// Rounds rows of so many inputs.
+    pub(crate) run: RoundFn,
 }
 
 type MatmulFn = fn(&Matmul<'_>, MatrixMut<'_>, &mut [f32]);

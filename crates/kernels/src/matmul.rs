@@ -37,7 +37,7 @@ use crate::weights::{Converted, Element, Source, WeightMatrix, decode_part};
 pub struct Matmul<'a> {
     /// `[rows, inputs]`.
     pub x: &'a [f32],
-    /// `[rows, `[`Kernels::paired_len`]`]`: x rounded by [`Kernels::pair_rows`].
+    /// x rounded by [`Kernels::pair_rows`], as long as [`Kernels::paired_len`] says.
     pub paired: &'a [f32],
     /// Number of rows.
     pub rows: usize,
@@ -67,7 +67,7 @@ impl Kernels {
     /// Scratch values that [`Self::matmul`] needs; no fewer than for some of the rows.
     pub fn matmul_scratch_len(&self, problem: &Matmul<'_>) -> usize {
         let Matmul { rows, inputs, .. } = *problem;
-        if let Some(pairs) = self.pairs_for(problem) {
+        if let Some(pairs) = self.pairs_for(problem.weights, problem.arithmetic) {
             (pairs.scratch_len)(rows, inputs)
         } else if rows <= FEW_TILES * self.tile_rows {
             0
@@ -77,8 +77,8 @@ impl Kernels {
     }
 
     /// What multiplies pairs of bfloat16, if that is wanted and possible.
-    fn pairs_for(&self, problem: &Matmul<'_>) -> Option<&PairKernels> {
-        let is_wanted = problem.arithmetic == Arithmetic::Bfloat16 && matches!(problem.weights, WeightMatrix::Bf16(_));
+    pub(crate) fn pairs_for(&self, weights: WeightMatrix<'_>, arithmetic: Arithmetic) -> Option<&PairKernels> {
+        let is_wanted = arithmetic == Arithmetic::Bfloat16 && matches!(weights, WeightMatrix::Bf16(_));
         self.pairs.as_ref().filter(|_| is_wanted)
     }
 
@@ -92,7 +92,7 @@ impl Kernels {
         let outputs = problem.outputs();
         assert!(inputs > 0, "a product over no elements");
         assert_eq!(x.len(), rows * inputs, "x is not [{rows}, {inputs}]");
-        assert_eq!(paired.len(), rows * self.paired_len(weights, arithmetic, inputs), "pairs of {rows} rows");
+        assert_eq!(paired.len(), self.paired_len(weights, arithmetic, rows, inputs), "pairs of {rows} rows");
         assert_eq!(weights.bytes().len(), outputs * inputs * weights.element_size(), "weights are not [_, {inputs}]");
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias is not [{outputs}]");
         assert!(
@@ -101,7 +101,7 @@ impl Kernels {
         );
         assert!(out.rows().end <= rows && out.columns().end <= outputs, "output outside of [{rows}, {outputs}]");
         assert!(scratch.len() >= self.matmul_scratch_len(problem), "scratch of {}", scratch.len());
-        let kernel = match (self.pairs_for(problem), weights) {
+        let kernel = match (self.pairs_for(weights, arithmetic), weights) {
             (Some(pairs), _) => pairs.matmul,
             (None, WeightMatrix::F32(_)) => self.matmul_f32_f32,
             (None, WeightMatrix::Bf16(_)) => self.matmul_bf16_f32,

@@ -19,7 +19,7 @@
 
 use std::ops::Range;
 
-use crate::dispatch::Kernels;
+use crate::dispatch::{Kernels, Rounding};
 use crate::matmul::{Matmul, finish};
 use crate::pairs::{Chunk, F32, Pairs, Rows};
 use crate::precision::Arithmetic;
@@ -46,24 +46,42 @@ const MOST_PAIRS: usize = 512;
 const LINE_PAIRS: usize = 16;
 
 impl Kernels {
-    /// Values that a row of x takes when it is rounded for these weights ([`Self::pair_rows`]); 0 if their products read
+    /// Values that rows of x take when they are rounded for these weights ([`Self::pair_rows`]); 0 if their products read
     /// x as it is.
-    pub fn paired_len(&self, weights: WeightMatrix<'_>, arithmetic: Arithmetic, inputs: usize) -> usize {
-        let is_wanted = arithmetic == Arithmetic::Bfloat16 && matches!(weights, WeightMatrix::Bf16(_));
-        let rounds = self.pairs.as_ref().is_some_and(|pairs| pairs.round.is_some());
-        if is_wanted && rounds { padded_pairs(inputs) } else { 0 }
+    pub fn paired_len(&self, weights: WeightMatrix<'_>, arithmetic: Arithmetic, rows: usize, inputs: usize) -> usize {
+        let rounding = self.pairs_for(weights, arithmetic).map(|pairs| pairs.round);
+        rounding.map_or(0, |rounding| rounding.len(rows, inputs))
     }
 
-    /// Rounds x `[rows, inputs]` to bfloat16, two in the bits of a value: `[rows, `[`Self::paired_len`]`]`.
+    /// Rows that [`Self::pair_rows`] arranges together: who rounds x part by part begins each part at a multiple.
+    pub fn paired_rows(&self) -> usize {
+        self.pairs.map_or(1, |pairs| pairs.round.rows)
+    }
+
+    /// Rounds x `[rows, inputs]` to bfloat16, two in the bits of a value, arranged as this instruction set's products
+    /// read them: [`Self::paired_len`] values.
     ///
     /// # Panics
     /// If the sizes do not fit, or nothing of this instruction set reads pairs.
     #[track_caller]
     pub fn pair_rows(&self, x: &[f32], inputs: usize, out: &mut [f32]) {
         assert!(inputs > 0 && x.len().is_multiple_of(inputs), "{} values are not rows of {inputs}", x.len());
-        assert_eq!(out.len(), x.len() / inputs * padded_pairs(inputs), "pairs of {} rows", x.len() / inputs);
-        let round = self.pairs.as_ref().and_then(|pairs| pairs.round).expect("an instruction set that reads pairs");
-        round(x, inputs, out);
+        let rounding = self.pairs.expect("an instruction set that reads pairs").round;
+        assert_eq!(out.len(), rounding.len(x.len() / inputs, inputs), "pairs of {} rows", x.len() / inputs);
+        (rounding.run)(x, inputs, out);
+    }
+
+    /// Rows that a part of a product with these weights should not exceed, so that x of them stays in a cache; none if
+    /// that does not matter.
+    pub fn rows_in_cache(&self, weights: WeightMatrix<'_>, arithmetic: Arithmetic, inputs: usize) -> Option<usize> {
+        let rows = self.pairs_for(weights, arithmetic)?.rows_in_cache?;
+        Some(rows(inputs))
+    }
+}
+
+impl Rounding {
+    fn len(self, rows: usize, inputs: usize) -> usize {
+        rows.next_multiple_of(self.rows) * padded_pairs(inputs)
     }
 }
 
@@ -444,9 +462,12 @@ pub(crate) mod tests {
         let weights = WeightMatrix::Bf16(&weights[1..]);
         let (bias, activation, residual) = (None, Activation::None, None);
         let inputs = x.len() / rows;
-        let mut paired = vec![f32::NAN; rows * kernels.paired_len(weights, arithmetic, inputs)];
+        let len = |rows| kernels.paired_len(weights, arithmetic, rows, inputs);
+        let (mut paired, part) = (vec![f32::NAN; len(rows)], 2 * kernels.paired_rows());
         if !paired.is_empty() {
-            kernels.pair_rows(x, inputs, &mut paired);
+            for (x, paired) in x.chunks(part * inputs).zip(paired.chunks_mut(len(part))) {
+                kernels.pair_rows(x, inputs, paired);
+            }
         }
         let problem = Matmul { x, paired: &paired, rows, inputs, weights, bias, activation, residual, arithmetic };
         let mut out = vec![f32::NAN; rows * problem.outputs()];

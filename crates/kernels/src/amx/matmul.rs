@@ -3,18 +3,19 @@
 //! # The weights lie in tiles as they lie in files
 //! A tile instruction multiplies rows of its left operand with pairs of rows of the right one: one of the two has to be
 //! rearranged. Here the weights are on the left, 32 outputs of 32 elements, straight from the file; x is on the right,
-//! rounded and transposed once per block of rows ([`pack`]), and sums come out transposed. So weights are read as they
-//! are, once, at the speed of the memory if there are few rows, and nothing is packed at load.
+//! rounded and transposed once for all parts of a product ([`round`]), and sums come out transposed. So weights are read
+//! as they are, once, at the speed of the memory if there are few rows, and nothing is packed at load.
 //!
 //! # Blocks
-//! A block of x (at most 1 MiB, of the second-level cache's 2) meets panels of 32 outputs, one after another; a panel
-//! meets all the block's rows, 32 at a time, and while it does, the next panel is asked for. Rows longer than a block of
-//! x are cut; then sums wait in scratch memory, 1024 columns at a time, and go on where they were, bit by bit.
+//! x of a part of the output (at most 1 MiB, of the second-level cache's 2: [`rows_in_cache`]) meets panels of 32 outputs,
+//! one after another; a panel meets all rows of the part, 32 at a time, and while it does, the next panel is asked for,
+//! and the sums of the 32 rows before are turned and stored. Where x is larger, its rows are cut; then sums wait in
+//! scratch memory and go on where they were, bit by bit.
 //!
 //! # The order of a sum
 //! Per 32 elements the even ones and the odd ones are summed from zero on, the two sums are added, and the result is
 //! added to the sum so far, from the first elements to the last: for one row as for a thousand, because few rows are
-//! filled up with rows of zeros.
+//! filled up with rows of zeros, and wherever a part begins, because rows stay in the panel of 16 that they are in.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -23,7 +24,8 @@ use super::tile::{
     Amx, COLUMNS, Left, MULTIPLY_ADDS_OF_ROUND, PairRows, ROW_BYTES, ROWS, Shapes, Sums, Tiles, multiply_adds_bf16,
 };
 use crate::avx512::Avx512;
-use crate::dispatch::PairKernels;
+use crate::avx512::bf16::transposed;
+use crate::dispatch::{PairKernels, Rounding};
 use crate::matmul::{Matmul, finish};
 use crate::peak::Peak;
 use crate::view::MatrixMut;
@@ -32,47 +34,26 @@ use crate::view::MatrixMut;
 const STEP: usize = ROW_BYTES / 2;
 /// Rows, and outputs, of a 2 × 2 block of tiles.
 const WIDTH: usize = 2 * ROWS;
-/// Elements of a block of x.
+/// Elements of x that stay in the second-level cache ...
 const X_ELEMENTS: usize = 512 * 1024;
-/// Elements of a row in a block of x, if there are many rows.
-const X_INPUTS: usize = 2048;
-/// Columns whose sums wait where rows are cut.
-const WAITING_COLUMNS: usize = 1024;
+/// ... or, where sums wait beside them, so many.
+const CUT_ELEMENTS: usize = 384 * 1024;
+/// Elements of a row from which on it is cut rather than that there are fewer rows, because weights come from farther
+/// away: with 256 rows they are 4 bytes per cycle.
+const LONG: usize = 2048;
+/// No row is cut into parts shorter than this.
+const SHORTEST: usize = 1024;
+/// Blocks of sums that wait where rows are cut: 512 KiB.
+const WAITING: usize = 128;
+
+/// Elements ahead that are asked for while rows are rounded: sixteen rows at a time are more than processors foresee.
+const AHEAD: usize = 128;
 
 /// Sums of 32 rows (two of 16) and 32 outputs (two of 16).
 type Block = [[Sums<f32>; 2]; 2];
 
-/// Sizes of blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
-    rows: usize,
-    inputs: usize,
-    columns: usize,
-}
-
-impl Plan {
-    fn new(rows: usize, inputs: usize) -> Self {
-        let (rows, inputs) = (rows.next_multiple_of(WIDTH), inputs.next_multiple_of(STEP));
-        let of_block = inputs.min(X_INPUTS.max(X_ELEMENTS / rows / STEP * STEP));
-        let most_rows = X_ELEMENTS / of_block / WIDTH * WIDTH;
-        Self {
-            // As many blocks as necessary, equally large.
-            rows: rows.div_ceil(rows.div_ceil(most_rows)).next_multiple_of(WIDTH),
-            inputs: of_block,
-            columns: if of_block < inputs { WAITING_COLUMNS } else { WIDTH },
-        }
-    }
-
-    /// Cuts scratch memory: x in steps, a panel of weights in steps, blocks of sums.
-    fn split<'a>(&self, scratch: &'a mut [f32]) -> (&'a mut [PairRows], &'a mut [f32], &'a mut [Block]) {
-        let start = scratch.as_ptr().align_offset(ROW_BYTES);
-        let (x, rest) = scratch[start..].split_at_mut(self.rows * self.inputs / 2);
-        let (weights, rest) = rest.split_at_mut(WIDTH * self.inputs / 2);
-        let x = x.as_chunks_mut::<COLUMNS>().0.as_chunks_mut().0;
-        let sums = rest[..self.rows * self.columns].as_chunks_mut::<COLUMNS>().0.as_chunks_mut::<ROWS>().0;
-        (x, weights, sums.as_chunks_mut().0.as_chunks_mut().0)
-    }
-}
+/// Floats of a block.
+const BLOCK_LEN: usize = WIDTH * WIDTH;
 
 /// Products of bf16 weights.
 pub(crate) const PAIRS: PairKernels = {
@@ -81,7 +62,12 @@ pub(crate) const PAIRS: PairKernels = {
         // (`dispatch::Features`).
         unsafe { matmul(Amx::new(), Avx512::new(), problem, out, scratch) };
     }
-    PairKernels { matmul: entry, scratch_len, round: None, attend: None }
+    fn round_entry(x: &[f32], inputs: usize, out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { round(x, inputs, out) };
+    }
+    let round = Rounding { rows: ROWS, run: round_entry };
+    PairKernels { matmul: entry, scratch_len, round, rows_in_cache: Some(rows_in_cache), attend: None }
 };
 
 /// What tiles of bf16 could do.
@@ -93,120 +79,36 @@ pub(crate) const PEAK: Peak = {
     Peak::new("bf16", MULTIPLY_ADDS_OF_ROUND, entry)
 };
 
-/// Scratch values that [`matmul`] needs for that many rows or fewer.
-pub(crate) fn scratch_len(rows: usize, inputs: usize) -> usize {
-    let (rows, inputs) = (rows.next_multiple_of(WIDTH), inputs.next_multiple_of(STEP));
-    let x = X_ELEMENTS.min(rows * inputs) / 2;
-    let weights = WIDTH * inputs.min(X_ELEMENTS / WIDTH) / 2;
-    let waiting = if inputs > X_INPUTS { rows.min(X_ELEMENTS / X_INPUTS) * WAITING_COLUMNS } else { 0 };
-    ROW_BYTES / 4 + x + weights + waiting.max(WIDTH * rows.min(X_ELEMENTS / STEP))
+/// Rows of so many elements whose x stays in the second-level cache: the most that a part should have.
+fn rows_in_cache(inputs: usize) -> usize {
+    X_ELEMENTS / inputs.next_multiple_of(STEP).min(LONG) / WIDTH * WIDTH
 }
 
-/// The rows and columns of `out`, like every other product.
+/// Rounds rows of x to bf16, `[panels of 16 rows, steps, 16 pairs, 16 rows]`, zeros for what is missing.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-pub(crate) fn matmul(amx: Amx, simd: Avx512, problem: &Matmul<'_>, mut out: MatrixMut<'_>, scratch: &mut [f32]) {
-    let (rows, columns, inputs) = (out.rows(), out.columns(), problem.inputs);
-    let first = columns.start;
-    let plan = Plan::new(rows.len(), inputs);
-    let (x, weights, sums) = plan.split(scratch);
-    let tiles = Tiles::new(amx, &Shapes::whole());
-    let mut packed = None;
-    for first_row in rows.clone().step_by(plan.rows) {
-        let rows = first_row..rows.end.min(first_row + plan.rows);
-        for first_column in columns.clone().step_by(plan.columns) {
-            let columns = first_column..columns.end.min(first_column + plan.columns);
-            for start in (0..inputs).step_by(plan.inputs) {
-                let elements = start..inputs.min(start + plan.inputs);
-                let x = &mut x[..rows.len().next_multiple_of(WIDTH) / ROWS * elements.len().div_ceil(STEP)];
-                if packed != Some((first_row, start)) {
-                    pack(problem, &rows, &elements, x);
-                    packed = Some((first_row, start));
-                }
-                multiply(&tiles, problem, &columns, &elements, x, weights, sums);
-            }
-            store(&rows, &columns, sums, &mut out);
-            for row in rows.clone() {
-                let sums = &mut out.row(row)[columns.start - first..][..columns.len()];
-                finish(simd, problem, row, columns.start, sums);
-            }
-        }
-    }
-}
-
-/// All panels of columns with all rows of the block of x.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-fn multiply(
-    tiles: &Tiles,
-    problem: &Matmul<'_>,
-    columns: &Range<usize>,
-    elements: &Range<usize>,
-    x: &[PairRows],
-    weights: &mut [f32],
-    sums: &mut [Block],
-) {
-    let steps = elements.len().div_ceil(STEP);
-    let pairs_of_panels = x.len() / (2 * steps);
-    let stride = 2 * problem.inputs;
-    // Rows of the next panel that each pair of x's panels asks for.
-    let asked = WIDTH.div_ceil(pairs_of_panels);
-    for (column, sums) in columns.clone().step_by(WIDTH).zip(sums.chunks_mut(pairs_of_panels)) {
-        let bytes = &problem.weights.bytes()[column * stride + 2 * elements.start..];
-        let is_whole = column + WIDTH <= problem.outputs() && elements.len().is_multiple_of(STEP);
-        let mut left = Left { bytes, stride, next: (bytes.as_ptr(), 0) };
-        if !is_whole {
-            let outputs = WIDTH.min(problem.outputs() - column);
-            left = Left { bytes: copy(left, outputs, elements.len(), weights), stride: ROW_BYTES * steps, ..left };
-        }
-        for (at, (x, sums)) in x.chunks_exact(2 * steps).zip(sums).enumerate() {
-            let first = WIDTH.min(at * asked);
-            if is_whole {
-                left.next = (bytes.as_ptr().wrapping_add((WIDTH + first) * stride), asked.min(WIDTH - first));
-            }
-            let (upper, lower) = x.split_at(steps);
-            tiles.multiply_bf16(left, [upper, lower], sums, elements.start > 0);
-        }
-    }
-}
-
-/// Copies a panel that is not whole; zeros are what is missing.
-fn copy<'a>(left: Left<'_>, outputs: usize, elements: usize, weights: &'a mut [f32]) -> &'a [u8] {
-    let stride = ROW_BYTES * elements.div_ceil(STEP);
-    let copied = &mut bytes_of(weights)[..WIDTH * stride];
-    copied.fill(0);
-    for (output, copied) in copied.chunks_exact_mut(stride).take(outputs).enumerate() {
-        copied[..2 * elements].copy_from_slice(&left.bytes[output * left.stride..][..2 * elements]);
-    }
-    copied
-}
-
-fn bytes_of(values: &mut [f32]) -> &mut [u8] {
-    // SAFETY: the same memory for as long, and all bytes are numbers, as all numbers are bytes.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
-}
-
-/// Rounds a block of x to bf16, `[panels of 16 rows, steps, 16 pairs, 16 rows]`, zeros for what is missing.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-fn pack(problem: &Matmul<'_>, rows: &Range<usize>, elements: &Range<usize>, packed: &mut [PairRows]) {
-    let steps = elements.len().div_ceil(STEP);
-    for (panel, packed) in packed.chunks_exact_mut(steps).enumerate() {
-        let first = rows.start + panel * ROWS;
-        for (step, packed) in packed.iter_mut().enumerate() {
-            let start = elements.start + step * STEP;
-            let len = STEP.min(elements.end - start);
+fn round(x: &[f32], inputs: usize, out: &mut [f32]) {
+    let steps = inputs.div_ceil(STEP);
+    for (x, panel) in x.chunks(ROWS * inputs).zip(pair_rows_mut(out).chunks_exact_mut(steps)) {
+        for (step, packed) in panel.iter_mut().enumerate() {
+            let start = step * STEP;
+            let len = STEP.min(inputs - start);
             let mask = (1u64 << len) - 1;
             let mut pairs = [_mm512_setzero_si512(); ROWS];
-            for (row, pairs) in (first..rows.end).zip(&mut pairs) {
-                let x = &problem.x[row * problem.inputs + start..][..len];
+            for (row, pairs) in x.chunks_exact(inputs).zip(&mut pairs) {
+                let values = &row[start..][..len];
+                for ahead in [AHEAD, AHEAD + COLUMNS] {
+                    _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(start + ahead).cast());
+                }
                 // SAFETY: only those of the 32 values are read that exist. Bits of pairs are bits of integers.
                 *pairs = unsafe {
-                    let low = _mm512_maskz_loadu_ps(mask as u16, x.as_ptr());
-                    let high = _mm512_maskz_loadu_ps((mask >> COLUMNS) as u16, x.as_ptr().wrapping_add(COLUMNS));
+                    let low = _mm512_maskz_loadu_ps(mask as u16, values.as_ptr());
+                    let high = _mm512_maskz_loadu_ps((mask >> COLUMNS) as u16, values.as_ptr().wrapping_add(COLUMNS));
                     std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
                 };
             }
-            for (pairs, packed) in transpose(pairs).into_iter().zip(packed) {
+            // SAFETY: this function has the features.
+            let columns = unsafe { transposed(pairs) };
+            for (pairs, packed) in columns.into_iter().zip(packed) {
                 // SAFETY: sixteen values at any alignment.
                 unsafe { _mm512_storeu_ps(packed.as_mut_ptr(), _mm512_castsi512_ps(pairs)) };
             }
@@ -214,102 +116,297 @@ fn pack(problem: &Matmul<'_>, rows: &Range<usize>, elements: &Range<usize>, pack
     }
 }
 
-/// Writes sums to their rows and columns.
-#[inline]
+/// Scratch values that [`matmul`] needs for that many rows or fewer.
+fn scratch_len(rows: usize, inputs: usize) -> usize {
+    // Rows that begin within a panel touch one panel more.
+    let pairs = (rows + 2 * (ROWS - 1)).div_ceil(WIDTH);
+    let inputs = inputs.next_multiple_of(STEP);
+    let blocks = if pairs * WIDTH * inputs <= X_ELEMENTS { 2 } else { WAITING.max(pairs) };
+    let weights = WIDTH * inputs.min(X_ELEMENTS / WIDTH) / 2;
+    ROW_BYTES / 4 + weights + blocks * BLOCK_LEN
+}
+
+/// How a part is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    /// Elements of a row at a time.
+    inputs: usize,
+    /// Columns for which all elements are multiplied before other columns come.
+    columns: usize,
+    /// Blocks of sums that are kept.
+    places: usize,
+}
+
+impl Plan {
+    /// For so many pairs of panels of rows.
+    fn new(pairs: usize, inputs: usize, columns: usize) -> Self {
+        let rows = pairs * WIDTH;
+        if rows * inputs.next_multiple_of(STEP) <= X_ELEMENTS {
+            // One block is multiplied while another is stored.
+            return Self { inputs, columns, places: 2 };
+        }
+        // As many parts as necessary, equally long.
+        let parts = inputs.div_ceil(SHORTEST.max(CUT_ELEMENTS / rows));
+        let panels = (WAITING / pairs).max(1);
+        let inputs = inputs.div_ceil(parts).next_multiple_of(STEP);
+        Self { inputs, columns: panels * WIDTH, places: panels * pairs }
+    }
+
+    /// Cuts scratch memory: copied weights, blocks of sums.
+    fn split<'a>(&self, scratch: &'a mut [f32]) -> (&'a mut [f32], &'a mut [Block]) {
+        let start = scratch.as_ptr().align_offset(ROW_BYTES);
+        let (weights, rest) = scratch[start..].split_at_mut(WIDTH * self.inputs.next_multiple_of(STEP) / 2);
+        let sums = rest[..self.places * BLOCK_LEN].as_chunks_mut::<COLUMNS>().0.as_chunks_mut::<ROWS>().0;
+        (weights, sums.as_chunks_mut().0.as_chunks_mut().0)
+    }
+}
+
+/// The rows and columns of `out`, like every other product.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-fn store(rows: &Range<usize>, columns: &Range<usize>, sums: &[Block], out: &mut MatrixMut<'_>) {
-    let first_column = out.columns().start;
-    let pairs_of_panels = rows.len().div_ceil(WIDTH);
-    for (column, sums) in columns.clone().step_by(WIDTH).zip(sums.chunks(pairs_of_panels)) {
-        for (row, tiles) in rows.clone().step_by(ROWS).zip(sums.as_flattened()) {
-            for (column, tile) in (column..columns.end).step_by(ROWS).zip(tiles) {
-                let mut outputs = [_mm512_setzero_si512(); ROWS];
-                for (output, sums) in outputs.iter_mut().zip(tile) {
-                    // SAFETY: sixteen values at any alignment.
-                    *output = _mm512_castps_si512(unsafe { _mm512_loadu_ps(sums.as_ptr()) });
+fn matmul(amx: Amx, simd: Avx512, problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) {
+    let pairs = panels(&out.rows()).len().div_ceil(2);
+    let plan = Plan::new(pairs, problem.inputs, out.columns().len().max(1));
+    compute(amx, simd, problem, out, &plan, scratch);
+}
+
+/// The panels of 16 rows of x that these rows are in.
+fn panels(rows: &Range<usize>) -> Range<usize> {
+    rows.start / ROWS..rows.end.div_ceil(ROWS)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+fn compute(amx: Amx, simd: Avx512, problem: &Matmul<'_>, mut out: MatrixMut<'_>, plan: &Plan, scratch: &mut [f32]) {
+    let (panels, columns, inputs) = (panels(&out.rows()), out.columns(), problem.inputs);
+    let (weights, sums) = plan.split(scratch);
+    let tiles = Tiles::new(amx, &Shapes::whole());
+    for first in columns.clone().step_by(plan.columns) {
+        let group = first..columns.end.min(first + plan.columns);
+        for start in (0..inputs).step_by(plan.inputs) {
+            let elements = start..inputs.min(start + plan.inputs);
+            // What is stored while the next block is multiplied.
+            let mut before = None;
+            let mut place = 0;
+            for column in group.clone().step_by(WIDTH) {
+                let next = next_panel(problem, column, &group, &elements);
+                let panel = Panel::new(problem, column, &elements, next, weights);
+                for (at, first) in panels.clone().step_by(2).enumerate() {
+                    // The last pair of panels may be one panel twice.
+                    let x = [first, panels.end.min(first + 2) - 1].map(|panel| x_of(problem, panel, &elements));
+                    panel.multiply(&tiles, x, (at, panels.len().div_ceil(2)), &mut sums[place], start > 0);
+                    if elements.end == inputs
+                        && let Some((place, first, column)) = before.replace((place, first, column))
+                    {
+                        store(simd, problem, &sums[place], first, column, &mut out);
+                    }
+                    place = (place + 1) % plan.places;
                 }
-                let len = COLUMNS.min(columns.end - column);
-                for (row, values) in (row..rows.end).zip(transpose(outputs)) {
-                    let place = &mut out.row(row)[column - first_column..][..len];
-                    let mask = ((1u32 << len) - 1) as u16;
+            }
+            if let Some((place, first, column)) = before {
+                store(simd, problem, &sums[place], first, column, &mut out);
+            }
+        }
+    }
+}
+
+/// These elements of a panel of x.
+fn x_of<'a>(problem: &Matmul<'a>, panel: usize, elements: &Range<usize>) -> &'a [PairRows] {
+    let x = problem.paired.as_chunks::<COLUMNS>().0.as_chunks::<ROWS>().0;
+    &x[panel * problem.inputs.div_ceil(STEP)..][elements.start / STEP..elements.end.div_ceil(STEP)]
+}
+
+/// Where the weights begin that are multiplied after those of this column and these elements.
+fn next_panel(problem: &Matmul<'_>, column: usize, group: &Range<usize>, elements: &Range<usize>) -> *const u8 {
+    let (column, element) = if column + WIDTH < group.end {
+        (column + WIDTH, elements.start)
+    } else if elements.end < problem.inputs {
+        (group.start, elements.end)
+    } else {
+        (group.end, 0)
+    };
+    problem.weights.bytes().as_ptr().wrapping_add(2 * (column * problem.inputs + element))
+}
+
+/// Weights of 32 outputs: whole steps as they lie in the file; copied, with zeros for what is missing, what is behind
+/// them, or everything if there are fewer outputs.
+struct Panel<'a> {
+    whole: Left<'a>,
+    whole_steps: usize,
+    copied: Left<'a>,
+}
+
+impl<'a> Panel<'a> {
+    fn new(
+        problem: &Matmul<'a>,
+        column: usize,
+        elements: &Range<usize>,
+        next: *const u8,
+        scratch: &'a mut [f32],
+    ) -> Self {
+        let stride = 2 * problem.inputs;
+        let outputs = WIDTH.min(problem.outputs() - column);
+        let bytes = &problem.weights.bytes()[column * stride..];
+        let whole_steps = if outputs == WIDTH { elements.len() / STEP } else { 0 };
+        let rest = elements.start + whole_steps * STEP..elements.end;
+        let copied_stride = ROW_BYTES * rest.len().div_ceil(STEP);
+        let copied = &mut bytes_of(scratch)[..WIDTH * copied_stride];
+        if !rest.is_empty() {
+            copied.fill(0);
+            for (output, copied) in copied.chunks_exact_mut(copied_stride).take(outputs).enumerate() {
+                copied[..2 * rest.len()].copy_from_slice(&bytes[output * stride..][2 * rest.start..2 * rest.end]);
+            }
+        }
+        Self {
+            whole: Left { bytes: &bytes[2 * elements.start..], stride, next: (next, 0) },
+            whole_steps,
+            copied: Left { bytes: copied, stride: copied_stride, next: (next, 0) },
+        }
+    }
+
+    /// With the rows of two panels of x, the pair `at` of `pairs`, which ask for their share of the next weights.
+    #[inline(always)]
+    fn multiply(
+        &self,
+        tiles: &Tiles,
+        x: [&[PairRows]; 2],
+        (at, pairs): (usize, usize),
+        sums: &mut Block,
+        is_continued: bool,
+    ) {
+        let whole = x.map(|x| &x[..self.whole_steps]);
+        let rest = x.map(|x| &x[self.whole_steps..]);
+        if !whole[0].is_empty() {
+            let share = WIDTH.div_ceil(pairs);
+            let first = WIDTH.min(at * share);
+            let next = (self.whole.next.0.wrapping_add(first * self.whole.stride), share.min(WIDTH - first));
+            tiles.multiply_bf16(Left { next, ..self.whole }, whole, sums, is_continued);
+        }
+        if !rest[0].is_empty() {
+            tiles.multiply_bf16(self.copied, rest, sums, is_continued || !whole[0].is_empty());
+        }
+    }
+}
+
+/// Writes the sums of a pair of panels of rows and a panel of columns to their place, as far as the output has it, and
+/// finishes them.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+fn store(simd: Avx512, problem: &Matmul<'_>, sums: &Block, first_panel: usize, column: usize, out: &mut MatrixMut<'_>) {
+    let (rows, columns) = (out.rows(), out.columns());
+    let place = column - columns.start..columns.len().min(column - columns.start + WIDTH);
+    for (panel, halves) in (first_panel..).zip(sums) {
+        let rows = rows.start.max(panel * ROWS)..rows.end.min((panel + 1) * ROWS);
+        if rows.is_empty() {
+            continue;
+        }
+        for (start, sums) in place.clone().step_by(COLUMNS).zip(halves) {
+            let mask = ((1u32 << COLUMNS.min(place.end - start)) - 1) as u16;
+            let mut outputs = [_mm512_setzero_si512(); ROWS];
+            for (output, sums) in outputs.iter_mut().zip(sums) {
+                // SAFETY: sixteen values at any alignment.
+                *output = _mm512_castps_si512(unsafe { _mm512_loadu_ps(sums.as_ptr()) });
+            }
+            // SAFETY: this function has the features.
+            let values = unsafe { transposed(outputs) };
+            for (row, values) in (panel * ROWS..).zip(values) {
+                if rows.contains(&row) {
+                    let place = &mut out.row(row)[start..place.end];
                     // SAFETY: only those of the sixteen values are written that have a place.
                     unsafe { _mm512_mask_storeu_ps(place.as_mut_ptr(), mask, _mm512_castsi512_ps(values)) };
                 }
             }
         }
+        for row in rows {
+            finish(simd, problem, row, column, &mut out.row(row)[place.clone()]);
+        }
     }
 }
 
-/// Rows become columns.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // Quarter q of `fours[g][c]`: column 4q + c of rows 4g to 4g + 3.
-    let mut fours = [[_mm512_setzero_si512(); 4]; 4];
-    for (fours, rows) in fours.iter_mut().zip(rows.as_chunks::<4>().0) {
-        let [a, b, c, d] = *rows;
-        let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (low_next, high_next) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        *fours = [
-            _mm512_unpacklo_epi64(low, low_next),
-            _mm512_unpackhi_epi64(low, low_next),
-            _mm512_unpacklo_epi64(high, high_next),
-            _mm512_unpackhi_epi64(high, high_next),
-        ];
-    }
-    let mut columns = [_mm512_setzero_si512(); 16];
-    for c in 0..4 {
-        let even = _mm512_shuffle_i32x4::<0x88>(fours[0][c], fours[1][c]);
-        let odd = _mm512_shuffle_i32x4::<0xDD>(fours[0][c], fours[1][c]);
-        let even_next = _mm512_shuffle_i32x4::<0x88>(fours[2][c], fours[3][c]);
-        let odd_next = _mm512_shuffle_i32x4::<0xDD>(fours[2][c], fours[3][c]);
-        columns[c] = _mm512_shuffle_i32x4::<0x88>(even, even_next);
-        columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd, odd_next);
-        columns[8 + c] = _mm512_shuffle_i32x4::<0xDD>(even, even_next);
-        columns[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd, odd_next);
-    }
-    columns
+fn bytes_of(values: &mut [f32]) -> &mut [u8] {
+    // SAFETY: the same memory for as long, and all bytes are numbers, as all numbers are bytes.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+fn pair_rows_mut(values: &mut [f32]) -> &mut [PairRows] {
+    values.as_chunks_mut::<COLUMNS>().0.as_chunks_mut().0
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
+    use crate::Arithmetic;
+    use crate::activation::Activation;
+    use crate::dispatch::Kernels;
+    use crate::testing::{bits, numbers};
+    use crate::weights::WeightMatrix;
 
     #[test]
-    fn blocks_fit_their_cache_and_cover_everything() {
+    fn plans_fit_their_cache_and_their_scratch_memory() {
         for rows in [1, 16, 17, 33, 84, 192, 257, 512, 1024, 4096, 20_000] {
             for inputs in [1, 31, 32, 576, 1536, 2048, 2049, 4304, 8960, 18_944] {
-                let plan = Plan::new(rows, inputs);
-                assert!(plan.rows.is_multiple_of(WIDTH) && plan.inputs.is_multiple_of(STEP), "{plan:?}");
-                assert!(plan.rows * plan.inputs <= X_ELEMENTS, "{rows} x {inputs}: {plan:?}");
-                assert!(plan.inputs >= inputs.min(X_INPUTS), "{rows} x {inputs}: {plan:?}");
-                assert!(plan.inputs < inputs || plan.columns == WIDTH, "{rows} x {inputs}: {plan:?}");
+                let of_part = rows.min(rows_in_cache(inputs));
                 // Some of the rows need no more scratch memory than all of them.
-                for part in [1, rows / 2 + 1, rows] {
-                    let mut scratch = vec![0.0; scratch_len(rows, inputs)];
-                    let plan = Plan::new(part, inputs);
-                    let (x, weights, sums) = plan.split(&mut scratch);
-                    assert_eq!(size_of_val(x), 2 * plan.rows * plan.inputs);
-                    assert_eq!(weights.len(), 16 * plan.inputs);
-                    assert_eq!(size_of_val(sums), 4 * plan.rows * plan.columns);
+                for part in [1, 18, of_part / 2 + 1, of_part, rows] {
+                    for start in [0, 15].into_iter().take_while(|_| part <= rows) {
+                        let pairs = panels(&(start..start + part)).len().div_ceil(2);
+                        let plan = Plan::new(pairs, inputs, 1000);
+                        let what = format!("{part} of {rows} from {start} x {inputs}: {plan:?}");
+                        assert!(plan.inputs == inputs || plan.inputs.is_multiple_of(STEP), "{what}");
+                        if part <= of_part && start == 0 {
+                            assert!(pairs * WIDTH * plan.inputs <= X_ELEMENTS, "{what}");
+                            assert!(plan.inputs >= inputs.min(SHORTEST), "{what}");
+                        }
+                        let mut scratch = vec![0.0; scratch_len(rows, inputs)];
+                        let (weights, sums) = plan.split(&mut scratch);
+                        assert!(2 * weights.len() >= WIDTH * plan.inputs, "{what}");
+                        assert!(plan.inputs == inputs || sums.len() >= plan.columns / WIDTH * pairs, "{what}");
+                    }
                 }
             }
         }
     }
 
+    /// Blocks so small that everything is cut: the same bits.
     #[test]
-    fn rows_become_columns() {
-        if !std::is_x86_feature_detected!("avx512bf16") {
-            println!("SKIP: no AVX-512 BF16");
+    fn rows_that_are_cut_give_the_same_bits() {
+        let Ok(kernels) = Kernels::select(Some("amx")) else {
+            println!("SKIP: no AMX, and no emulator for this system");
             return;
-        }
-        // SAFETY: the processor has it; and vectors of integers are arrays of integers.
-        unsafe {
-            let rows: [[u32; 16]; 16] = std::array::from_fn(|row| std::array::from_fn(|at| (100 * row + at) as u32));
-            let vectors = std::mem::transmute::<[[u32; 16]; 16], [__m512i; 16]>(rows);
-            let columns = std::mem::transmute::<[__m512i; 16], [[u32; 16]; 16]>(transpose(vectors));
-            for (row, values) in rows.iter().enumerate() {
-                assert!(values.iter().zip(&columns).all(|(&value, column)| column[row] == value), "{columns:?}");
+        };
+        for (rows, inputs, outputs) in [(1, 100, 40), (37, 96, 70), (50, 203, 64)] {
+            let x = numbers(1, rows * inputs);
+            let weights: Vec<u8> =
+                numbers(2, outputs * inputs).into_iter().flat_map(|w| bf16::from_f32(w).to_le_bytes()).collect();
+            let (weights, arithmetic) = (WeightMatrix::Bf16(&weights), Arithmetic::Bfloat16);
+            let (bias, residual) = (numbers(3, outputs), numbers(4, rows * outputs));
+            let mut paired = vec![f32::NAN; kernels.paired_len(weights, arithmetic, rows, inputs)];
+            kernels.pair_rows(&x, inputs, &mut paired);
+            let problem = Matmul {
+                x: &x,
+                paired: &paired,
+                rows,
+                inputs,
+                weights,
+                bias: Some(&bias),
+                activation: Activation::Silu,
+                residual: Some(&residual),
+                arithmetic,
+            };
+            let pairs = panels(&(0..rows)).len().div_ceil(2);
+            let product = |plan: &Plan| {
+                let mut out = vec![f32::NAN; rows * outputs];
+                let mut scratch = vec![f32::NAN; scratch_len(rows, inputs) + plan.places * BLOCK_LEN];
+                // SAFETY: the table was handed out.
+                unsafe {
+                    let out = MatrixMut::new(&mut out, rows);
+                    compute(Amx::new(), Avx512::new(), &problem, out, plan, &mut scratch);
+                }
+                bits(&out)
+            };
+            let whole = product(&Plan::new(pairs, inputs, outputs));
+            for (inputs, panels) in [(32, 1), (64, 2), (96, 1)] {
+                let cut = Plan { inputs, columns: panels * WIDTH, places: panels * pairs };
+                assert_eq!(product(&cut), whole, "{rows} x {outputs}: {cut:?}");
             }
         }
     }

@@ -5,7 +5,7 @@ use std::mem::transmute;
 
 use super::vector::Avx512;
 use crate::attention::{Part, chunk_pairs};
-use crate::dispatch::{Kernels, PairKernels};
+use crate::dispatch::{Kernels, PairKernels, Rounding};
 use crate::matmul::Matmul;
 use crate::matmul_pairs::{matmul_pairs, round, scratch_len};
 use crate::pairs::{Pairs, Rows};
@@ -44,7 +44,8 @@ pub(crate) static KERNELS: Kernels = Kernels {
     pairs: Some(PairKernels {
         matmul: entry!((problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
         scratch_len: |rows, inputs| scratch_len(LANES, rows, inputs),
-        round: Some(entry!((x: &[f32], inputs: usize, out: &mut [f32]) = round)),
+        round: Rounding { rows: 1, run: entry!((x: &[f32], inputs: usize, out: &mut [f32]) = round) },
+        rows_in_cache: None,
         attend: Some(entry!((part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) = chunk_pairs)),
     }),
     other_peaks: &[Peak::new(
@@ -145,8 +146,11 @@ unsafe fn edge(rows: &Rows<'_>) -> [__m512i; LANES] {
 }
 
 /// Lane `r` of register `c` becomes lane `c` of register `r`.
+///
+/// # Safety
+/// The processor has AVX-512 F.
 #[inline(always)]
-unsafe fn transposed(r: [__m512i; LANES]) -> [__m512i; LANES] {
+pub(crate) unsafe fn transposed(r: [__m512i; LANES]) -> [__m512i; LANES] {
     // SAFETY: the caller has proved that the processor has AVX-512; registers only.
     unsafe {
         let (mut t, mut u, mut out) = (r, r, r);
