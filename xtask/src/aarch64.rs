@@ -33,9 +33,24 @@ struct Processor {
 
 /// One has everything and runs everything; the others show that a row asks for what it uses.
 const PROCESSORS: [Processor; 3] = [
-    Processor { name: "max", tests: "", has: &["scalar", "neon", "neon-dotprod", "neon-i8mm"], lacks: &["avx2"] },
-    Processor { name: "cortex-a76", tests: PRODUCTS, has: &["scalar", "neon", "neon-dotprod"], lacks: &["neon-i8mm"] },
-    Processor { name: "cortex-a72", tests: PRODUCTS, has: &["scalar", "neon"], lacks: &["neon-dotprod", "neon-i8mm"] },
+    Processor {
+        name: "max",
+        tests: "",
+        has: &["scalar", "neon", "neon-dotprod", "neon-i8mm", "neon-bf16"],
+        lacks: &["avx2"],
+    },
+    Processor {
+        name: "cortex-a76",
+        tests: PRODUCTS,
+        has: &["scalar", "neon", "neon-dotprod"],
+        lacks: &["neon-i8mm", "neon-bf16"],
+    },
+    Processor {
+        name: "cortex-a72",
+        tests: PRODUCTS,
+        has: &["scalar", "neon"],
+        lacks: &["neon-dotprod", "neon-i8mm", "neon-bf16"],
+    },
 ];
 
 /// Products of every kind of weights.

@@ -4,7 +4,9 @@ use ocelli_backend_cpu::{CpuBackend, CpuOptions, Error};
 
 #[test]
 fn every_instruction_set_and_thread_count_conforms() {
-    for isa in ["scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-bf16", "amx", "neon"] {
+    let of_x86 = ["avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-bf16", "amx"];
+    let of_arm = ["neon", "neon-dotprod", "neon-i8mm", "neon-bf16"];
+    for isa in ["scalar"].into_iter().chain(of_x86).chain(of_arm) {
         for threads in [1, 2, 3] {
             match CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa.into()), ..CpuOptions::default() })
             {

@@ -242,7 +242,10 @@ pub(crate) fn chunk_plain<S: Simd>(simd: S, part: &Part<'_>, states: &mut [f32],
 }
 
 /// With factors in bfloat16.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "one instruction set has pairs so far"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "no instruction set of this target has pairs")
+)]
 #[inline(always)]
 pub(crate) fn chunk_pairs<P: Pairs>(arch: P, part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) {
     chunk(Paired(arch), part, states, scratch);

@@ -149,6 +149,7 @@ pub(crate) struct Features {
     neon: bool,
     neon_dotprod: bool,
     neon_i8mm: bool,
+    neon_bf16: bool,
 }
 
 impl Features {
@@ -193,7 +194,8 @@ impl Features {
         let neon = is_aarch64_feature_detected!("neon");
         let neon_dotprod = neon && is_aarch64_feature_detected!("dotprod");
         let neon_i8mm = neon_dotprod && is_aarch64_feature_detected!("i8mm");
-        Self { neon, neon_dotprod, neon_i8mm, ..Self::default() }
+        let neon_bf16 = neon_i8mm && is_aarch64_feature_detected!("bf16");
+        Self { neon, neon_dotprod, neon_i8mm, neon_bf16, ..Self::default() }
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -246,12 +248,16 @@ const ROWS: &[Row] = &[
     },
     #[cfg(target_arch = "aarch64")]
     Row { name: "neon-i8mm", kernels: Some(&crate::neon::i8mm::KERNELS), needs: |features| features.neon_i8mm },
+    #[cfg(target_arch = "aarch64")]
+    Row { name: "neon-bf16", kernels: Some(&crate::neon::bf16::KERNELS), needs: |features| features.neon_bf16 },
     #[cfg(not(target_arch = "aarch64"))]
     Row { name: "neon", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "aarch64"))]
     Row { name: "neon-dotprod", kernels: None, needs: |_| false },
     #[cfg(not(target_arch = "aarch64"))]
     Row { name: "neon-i8mm", kernels: None, needs: |_| false },
+    #[cfg(not(target_arch = "aarch64"))]
+    Row { name: "neon-bf16", kernels: None, needs: |_| false },
 ];
 
 fn select_from(name: Option<&str>, features: Features) -> Result<&'static Kernels, Error> {
@@ -300,6 +306,7 @@ mod tests {
         neon: false,
         neon_dotprod: false,
         neon_i8mm: false,
+        neon_bf16: false,
     };
 
     #[test]
@@ -314,6 +321,7 @@ mod tests {
         let newest = Features { avx512_vnni: true, ..new };
         let old_arm = Features { neon: true, ..NOTHING };
         let new_arm = Features { neon_dotprod: true, ..old_arm };
+        let newest_arm = Features { neon_i8mm: true, ..new_arm };
         let missing = [
             ("avx2", NOTHING),
             ("avx2-vnni", old),
@@ -328,6 +336,7 @@ mod tests {
             ("neon-dotprod", old_arm),
             ("neon-i8mm", old_arm),
             ("neon-i8mm", new_arm),
+            ("neon-bf16", newest_arm),
         ];
         for (wanted, features) in missing {
             let error = select_from(Some(wanted), features).err().unwrap();
@@ -362,10 +371,12 @@ mod tests {
     fn the_best_table_is_the_default() {
         let old = Features { neon: true, ..NOTHING };
         let new = Features { neon_dotprod: true, ..old };
-        let newest = Features { neon_i8mm: true, ..new };
+        let newer = Features { neon_i8mm: true, ..new };
+        let newest = Features { neon_bf16: true, ..newer };
         assert_eq!(select_from(None, old).unwrap().name(), "neon");
         assert_eq!(select_from(None, new).unwrap().name(), "neon-dotprod");
-        assert_eq!(select_from(None, newest).unwrap().name(), "neon-i8mm");
+        assert_eq!(select_from(None, newer).unwrap().name(), "neon-i8mm");
+        assert_eq!(select_from(None, newest).unwrap().name(), "neon-bf16");
         assert_eq!(select_from(Some("neon"), newest).unwrap().name(), "neon");
     }
 
@@ -373,7 +384,7 @@ mod tests {
     fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
         let error = Kernels::select(Some("altivec")).err().unwrap();
         let expected = "OCELLI_ISA=altivec: no such instruction set; known are scalar, avx2, avx2-vnni, avx512, avx512-vnni, \
-                        avx512-bf16, amx, neon, neon-dotprod, neon-i8mm";
+                        avx512-bf16, amx, neon, neon-dotprod, neon-i8mm, neon-bf16";
         assert_eq!(error.to_string(), expected);
     }
 

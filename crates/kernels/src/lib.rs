@@ -21,10 +21,16 @@ mod embed;
 mod generic_table;
 mod math;
 mod matmul;
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "one instruction set has pairs so far"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "no instruction set of this target has pairs")
+)]
 mod matmul_pairs;
 mod norm;
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "one instruction set has pairs so far"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "no instruction set of this target has pairs")
+)]
 mod pairs;
 mod patches;
 mod peak;

@@ -13,7 +13,8 @@
 //!   rows. Weights are read once, and asked for in the order they lie in memory, a tile ahead.
 //! - *Many rows*: a panel of columns is transposed, block by block, into scratch memory `[pairs][3 registers of
 //!   columns]` that stays in the second-level cache, and tiles of [`TILE_ROWS`] rows × 3 registers of columns pass over
-//!   it: per pair of elements 8 broadcasts and 3 loads for 24 instructions with 32 multiply-adds each.
+//!   it: per pair of elements 8 broadcasts and 3 loads for 24 instructions with 32 multiply-adds each. Where squares of
+//!   pairs are multiplied, a tile is a way to form the same sums ([`Pairs::add_products`]).
 
 #![expect(clippy::needless_range_loop, reason = "several small arrays are indexed alike; iterators hide the tile")]
 
@@ -31,7 +32,7 @@ use crate::weights::WeightMatrix;
 const TILE_ROWS: usize = 8;
 
 /// Registers of columns in a tile.
-const TILE: usize = 3;
+pub(crate) const TILE: usize = 3;
 
 /// Up to that many tiles of rows, weights are transposed in registers instead of in scratch memory.
 const FEW_TILES: usize = 2;
@@ -43,7 +44,7 @@ const TILES: usize = 4;
 const MOST_PAIRS: usize = 512;
 
 /// Pairs in a cache line.
-const LINE_PAIRS: usize = 16;
+pub(crate) const LINE_PAIRS: usize = 16;
 
 impl Kernels {
     /// Values that rows of x take when they are rounded for these weights ([`Self::pair_rows`]); 0 if their products read
@@ -174,9 +175,9 @@ fn stream_tile<P: Pairs, const R: usize>(
     for step in 0..inputs.div_ceil(2 * lanes) {
         let len = 2 * (inputs - step * 2 * lanes).min(2 * lanes);
         let weights = arch.transposed(&Rows::new(&tile[step * 4 * lanes..], 2 * inputs, count, len));
-        for _ in 0..lanes {
+        for _ in 0..lanes * lanes / LINE_PAIRS {
             simd.prefetch(next);
-            next = next.wrapping_add(4 * lanes);
+            next = next.wrapping_add(4 * LINE_PAIRS);
         }
         for k in 0..lanes {
             for r in 0..R {
@@ -199,7 +200,7 @@ fn stream_tile<P: Pairs, const R: usize>(
 fn many_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>, scratch: &mut [f32]) {
     let (rows, columns, inputs) = (out.rows(), out.columns(), problem.inputs);
     let tile_columns = TILE * P::Simd::LANES;
-    let row_pairs = padded_pairs(inputs);
+    let (stride, row_pairs) = (padded_pairs(inputs), inputs.div_ceil(2).next_multiple_of(P::Simd::LANES));
     for first in columns.clone().step_by(TILES * tile_columns) {
         let of_panel = first..columns.end.min(first + TILES * tile_columns);
         for start in (0..row_pairs).step_by(MOST_PAIRS) {
@@ -209,12 +210,12 @@ fn many_rows<P: Pairs>(arch: P, problem: &Matmul<'_>, out: &mut MatrixMut<'_>, s
             let mut ahead = Ahead::behind(problem, &of_panel, &elements);
             for row in rows.clone().step_by(TILE_ROWS) {
                 let tile_rows = (rows.end - row).min(TILE_ROWS);
-                let x = &problem.paired[row * row_pairs + start..];
+                let x = &problem.paired[row * stride + start..];
                 let packed = scratch.chunks_exact(tile_columns * pairs);
                 for (of_tile, weights) in tiles::<P>(&of_panel).zip(packed) {
                     let column = of_tile.start;
                     let (is_first, ahead) = (start == 0, ahead.rows());
-                    let tile = Tile { x, stride: row_pairs, weights, pairs, row, column, is_first, ahead };
+                    let tile = Tile { x, stride, weights, pairs, row, column, is_first, ahead };
                     any_tile(arch, tile_rows, of_tile.len(), &tile, out);
                 }
                 if start + pairs == row_pairs {
@@ -304,7 +305,7 @@ fn pack<P: Pairs>(
 fn pack_register<P: Pairs>(arch: P, rows: &Rows<'_>, packed: &mut [f32]) {
     let lanes = P::Simd::LANES;
     for (block, packed) in packed.chunks_mut(lanes * TILE * lanes).enumerate() {
-        let columns = arch.transposed(&rows.block(block * 4 * lanes, 4 * lanes));
+        let columns = arch.packed(&rows.block(block * 4 * lanes, 4 * lanes));
         for (packed, &pairs) in packed.chunks_mut(TILE * lanes).zip(columns.as_ref()) {
             let (chunk, _) = P::Simd::chunks_mut(&mut packed[..lanes]);
             arch.store_pairs(pairs, &mut chunk[0]);
@@ -313,11 +314,11 @@ fn pack_register<P: Pairs>(arch: P, rows: &Rows<'_>, packed: &mut [f32]) {
 }
 
 /// Operands of a register tile.
-struct Tile<'a> {
+pub(crate) struct Tile<'a> {
     /// Pairs of the first row, those of the next one `stride` later.
     x: &'a [f32],
     stride: usize,
-    /// `[pairs, TILE, lanes]`.
+    /// `[pairs, TILE, lanes]`, as [`Pairs::packed`] makes them.
     weights: &'a [f32],
     pairs: usize,
     /// The first row.
@@ -328,6 +329,34 @@ struct Tile<'a> {
     is_first: bool,
     /// Where what is asked for meanwhile begins.
     ahead: [*const u8; AHEAD_ROWS],
+}
+
+impl Tile<'_> {
+    /// Pairs of the rows.
+    #[inline(always)]
+    pub(crate) fn x<const R: usize>(&self) -> [&[f32]; R] {
+        let mut x: [&[f32]; R] = [&[]; R];
+        for r in 0..R {
+            x[r] = &self.x[r * self.stride..][..self.pairs];
+        }
+        x
+    }
+
+    /// Weights, pair after pair.
+    #[inline(always)]
+    pub(crate) fn weights<P: Pairs>(&self) -> &[[Chunk<P>; TILE]] {
+        let (weights, _) = P::Simd::chunks(self.weights);
+        let (weights, _) = weights.as_chunks::<TILE>();
+        &weights[..self.pairs]
+    }
+
+    /// Asks for the line of coming weights that belongs to a pair, the first one of [`LINE_PAIRS`].
+    #[inline(always)]
+    pub(crate) fn ask_ahead<P: Pairs>(&self, arch: P, pair: usize) {
+        for row in self.ahead {
+            arch.simd().prefetch(row.wrapping_add(4 * pair));
+        }
+    }
 }
 
 /// A tile of so many rows and columns.
@@ -368,7 +397,7 @@ macro_rules! each_row {
 /// Adds the products of a tile's pairs to its sums, which are in the output before and after.
 #[inline(always)]
 fn tile_sums<P: Pairs, const R: usize, const C: usize>(arch: P, tile: &Tile<'_>, out: &mut MatrixMut<'_>) {
-    let (simd, pairs) = (arch.simd(), tile.pairs);
+    let simd = arch.simd();
     let column = tile.column - out.columns().start;
     let mut sums = [[simd.splat(0.0); C]; R];
     if !tile.is_first {
@@ -376,30 +405,7 @@ fn tile_sums<P: Pairs, const R: usize, const C: usize>(arch: P, tile: &Tile<'_>,
             sums[r] = read_row::<P, C>(simd, &out.row(tile.row + r)[column..]);
         });
     }
-    let (weights, _) = P::Simd::chunks(tile.weights);
-    let (weights, _) = weights.as_chunks::<TILE>();
-    let weights: &[[Chunk<P>; TILE]] = &weights[..pairs];
-    let mut x: [&[f32]; R] = [&[]; R];
-    for r in 0..R {
-        x[r] = &tile.x[r * tile.stride..][..pairs];
-    }
-    for k in 0..pairs {
-        if k.is_multiple_of(LINE_PAIRS) {
-            for row in tile.ahead {
-                simd.prefetch(row.wrapping_add(4 * k));
-            }
-        }
-        let mut w = [arch.splat_pair(0.0); C];
-        for c in 0..C {
-            w[c] = arch.load_pairs(&weights[k][c]);
-        }
-        for r in 0..R {
-            let pair = arch.splat_pair(x[r][k]);
-            for c in 0..C {
-                sums[r][c] = arch.dot(sums[r][c], pair, w[c]);
-            }
-        }
-    }
+    arch.add_products(tile, &mut sums);
     each_row!(R, r => {
         write_row::<P, C>(simd, sums[r], &mut out.row(tile.row + r)[column..]);
     });
@@ -424,6 +430,31 @@ fn write_row<P: Pairs, const C: usize>(simd: P::Simd, sums: [F32<P>; C], row: &m
             simd.store(sums[c], &mut chunks[c]);
         } else {
             simd.store_part(sums[c], rest);
+        }
+    }
+}
+
+/// [`Pairs::add_products`] for instruction sets that have nothing better: pair after pair, one for all columns.
+#[inline(always)]
+pub(crate) fn add_products_by_dots<P: Pairs, const R: usize, const C: usize>(
+    arch: P,
+    tile: &Tile<'_>,
+    sums: &mut [[F32<P>; C]; R],
+) {
+    let (x, weights) = (tile.x::<R>(), tile.weights::<P>());
+    for k in 0..tile.pairs {
+        if k.is_multiple_of(LINE_PAIRS) {
+            tile.ask_ahead(arch, k);
+        }
+        let mut w = [arch.load_pairs(&weights[k][0]); C];
+        for c in 1..C {
+            w[c] = arch.load_pairs(&weights[k][c]);
+        }
+        for r in 0..R {
+            let pair = arch.splat_pair(x[r][k]);
+            for c in 0..C {
+                sums[r][c] = arch.dot(sums[r][c], pair, w[c]);
+            }
         }
     }
 }

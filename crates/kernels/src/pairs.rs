@@ -1,5 +1,6 @@
 //! [`Pairs`]: what algorithms need from an instruction set that multiplies pairs of bfloat16.
 
+use crate::matmul_pairs::{Tile, add_products_by_dots};
 use crate::simd::Simd;
 
 /// A register of float32.
@@ -16,8 +17,13 @@ pub(crate) trait Pairs: Copy {
     type Simd: Simd;
     /// As many pairs in a register as [`Self::Simd`] has lanes.
     type Pairs: Copy;
+    /// One pair for all lanes.
+    type Pair: Copy;
     /// As many registers of pairs.
     type Square: AsRef<[Self::Pairs]>;
+
+    /// Multiply-adds per lane of the instruction that [`Self::add_products`] consists of.
+    const DEPTH: usize;
 
     /// The weaker proof.
     fn simd(self) -> Self::Simd;
@@ -25,11 +31,11 @@ pub(crate) trait Pairs: Copy {
     /// Calls a function (which is inlined) in code of its own: [`Simd::apart`].
     fn apart(self, function: impl FnOnce());
 
-    /// Per lane: the sum plus the products of both halves of the pairs.
-    fn dot(self, sums: F32<Self>, a: Self::Pairs, b: Self::Pairs) -> F32<Self>;
+    /// Per lane: the sum plus the products of both halves of the lane's pair with those of one pair.
+    fn dot(self, sums: F32<Self>, pair: Self::Pair, pairs: Self::Pairs) -> F32<Self>;
 
-    /// The same pair in all lanes.
-    fn splat_pair(self, pair: f32) -> Self::Pairs;
+    /// One pair for all lanes.
+    fn splat_pair(self, pair: f32) -> Self::Pair;
 
     /// Reads pairs.
     fn load_pairs(self, chunk: &Chunk<Self>) -> Self::Pairs;
@@ -43,6 +49,21 @@ pub(crate) trait Pairs: Copy {
     /// Pairs of as many rows as there are lanes, of parts that are at most a register: pair 0 of all rows, pair 1 of
     /// all rows, … What is missing is zero.
     fn transposed(self, rows: &Rows<'_>) -> Self::Square;
+
+    /// The same pairs in the order in which [`Self::add_products`] reads them.
+    #[inline(always)]
+    fn packed(self, rows: &Rows<'_>) -> Self::Square {
+        self.transposed(rows)
+    }
+
+    /// Adds the products of a tile, R rows × C registers of columns, to the bits of [`Self::dot`].
+    #[inline(always)]
+    fn add_products<const R: usize, const C: usize>(self, tile: &Tile<'_>, sums: &mut [[F32<Self>; C]; R]) {
+        add_products_by_dots(self, tile, sums);
+    }
+
+    /// The instruction that [`Self::add_products`] consists of.
+    fn add_most(self, sums: F32<Self>, a: Self::Pairs, b: Self::Pairs) -> F32<Self>;
 }
 
 /// Equally long parts of some rows of a matrix of bfloat16, at any alignment.

@@ -51,6 +51,7 @@ kernel_tests!(amx = "amx");
 kernel_tests!(neon = "neon");
 kernel_tests!(neon_dotprod = "neon-dotprod");
 kernel_tests!(neon_i8mm = "neon-i8mm");
+kernel_tests!(neon_bf16 = "neon-bf16");
 
 /// Runs a check, or says why it cannot.
 pub(crate) fn on(isa: &str, check: impl Fn(&Kernels)) {

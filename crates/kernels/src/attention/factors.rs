@@ -16,6 +16,8 @@ pub(crate) trait Factors: Copy {
     type Simd: Simd;
     /// A register of words.
     type Words: Copy;
+    /// One word for all lanes.
+    type Word: Copy;
 
     /// Factors per word.
     const PER_WORD: usize;
@@ -28,8 +30,8 @@ pub(crate) trait Factors: Copy {
     /// Calls a function (which is inlined), in code of its own where that matters ([`Simd::apart`], [`Pairs::apart`]).
     fn apart(self, function: impl FnOnce());
 
-    /// The same word in all lanes.
-    fn splat(self, word: f32) -> Self::Words;
+    /// One word for all lanes.
+    fn splat(self, word: f32) -> Self::Word;
 
     /// Reads words.
     fn load(self, chunk: &Chunk<Self>) -> Self::Words;
@@ -37,8 +39,8 @@ pub(crate) trait Factors: Copy {
     /// Reads words of which only one factor counts: the other one becomes zero.
     fn load_half(self, chunk: &Chunk<Self>, is_first: bool) -> Self::Words;
 
-    /// Per lane: the sum plus the products of the words' factors.
-    fn multiply_add(self, a: Self::Words, b: Self::Words, sums: F32<Self>) -> F32<Self>;
+    /// Per lane: the sum plus the products of one word's factors with those of the lane's word.
+    fn multiply_add(self, word: Self::Word, words: Self::Words, sums: F32<Self>) -> F32<Self>;
 
     /// Turns values into words, which are then at the front. The length is a multiple of 32.
     fn narrow(self, values: &mut [f32]);
@@ -56,6 +58,7 @@ pub(crate) struct Plain<S>(pub(crate) S);
 impl<S: Simd> Factors for Plain<S> {
     type Simd = S;
     type Words = S::F32;
+    type Word = S::F32;
 
     const PER_WORD: usize = 1;
 
@@ -85,8 +88,8 @@ impl<S: Simd> Factors for Plain<S> {
     }
 
     #[inline(always)]
-    fn multiply_add(self, a: S::F32, b: S::F32, sums: S::F32) -> S::F32 {
-        self.0.mul_add(a, b, sums)
+    fn multiply_add(self, word: S::F32, words: S::F32, sums: S::F32) -> S::F32 {
+        self.0.mul_add(word, words, sums)
     }
 
     #[inline(always)]
@@ -105,6 +108,7 @@ pub(crate) struct Paired<P>(pub(crate) P);
 impl<P: Pairs> Factors for Paired<P> {
     type Simd = P::Simd;
     type Words = P::Pairs;
+    type Word = P::Pair;
 
     const PER_WORD: usize = 2;
 
@@ -119,7 +123,7 @@ impl<P: Pairs> Factors for Paired<P> {
     }
 
     #[inline(always)]
-    fn splat(self, word: f32) -> P::Pairs {
+    fn splat(self, word: f32) -> P::Pair {
         self.0.splat_pair(word)
     }
 
@@ -139,8 +143,8 @@ impl<P: Pairs> Factors for Paired<P> {
     }
 
     #[inline(always)]
-    fn multiply_add(self, a: P::Pairs, b: P::Pairs, sums: F32<Self>) -> F32<Self> {
-        self.0.dot(sums, a, b)
+    fn multiply_add(self, word: P::Pair, words: P::Pairs, sums: F32<Self>) -> F32<Self> {
+        self.0.dot(sums, word, words)
     }
 
     #[inline(always)]

@@ -50,7 +50,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     }),
     other_peaks: &[Peak::new(
         "bf16",
-        4 * SUMS * LANES,
+        2 * Avx512Bf16::DEPTH * SUMS * LANES,
         entry!((rounds: usize, out: &mut [f32]) = multiply_adds_of_pairs),
     )],
     quantized: super::vnni::QUANTIZED,
@@ -62,7 +62,10 @@ const LANES: usize = 16;
 impl Pairs for Avx512Bf16 {
     type Simd = Avx512;
     type Pairs = __m512i;
+    type Pair = __m512i;
     type Square = [__m512i; LANES];
+
+    const DEPTH: usize = 2;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -81,9 +84,9 @@ impl Pairs for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn dot(self, sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+    fn dot(self, sums: __m512, pair: __m512i, pairs: __m512i) -> __m512 {
         // SAFETY: `self` proves that the processor has the instruction; the casts only change the type.
-        unsafe { _mm512_dpbf16_ps(sums, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
+        unsafe { _mm512_dpbf16_ps(sums, transmute::<__m512i, __m512bh>(pair), transmute::<__m512i, __m512bh>(pairs)) }
     }
 
     #[inline(always)]
@@ -124,6 +127,11 @@ impl Pairs for Avx512Bf16 {
         }
         // SAFETY: as above.
         unsafe { transposed(edge(rows)) }
+    }
+
+    #[inline(always)]
+    fn add_most(self, sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+        self.dot(sums, a, b)
     }
 }
 
