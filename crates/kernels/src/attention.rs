@@ -263,6 +263,7 @@ fn chunk<F: Factors>(factors: F, part: &Part<'_>, states: &mut [f32], scratch: &
     for ((query, words), place) in of_queries.zip(&mut places) {
         let (elements, padding) = words.split_at_mut(layout.head_dim);
         elements.copy_from_slice(part.query(query));
+        // Asked, because clearing nothing still costs a call for every query.
         if !padding.is_empty() {
             padding.fill(0.0);
         }
