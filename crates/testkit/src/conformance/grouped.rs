@@ -48,6 +48,14 @@ fn linear<B: Backend>(backend: &B, random: &mut Random, bits: CodeBits, group: u
         let last = backend.upload(&x[(rows - 1) * n_in..]);
         let alone = backend.linear(&last, 1, &on_weight, Epilogue::none());
         pair(backend, format!("{case}, a row alone")).check(&alone, &together[(rows - 1) * n_out..], 0.0);
+        // Within a panel of any backend, and between two.
+        for first in [n_out / 3, n_out / 64 * 32] {
+            let parts = backend.linear_parts(&on_x, rows, &on_weight, fused, &[first, n_out - first]);
+            for (part, columns) in parts.iter().zip([0..first, first..n_out]) {
+                let expected = backend.download(&backend.columns(&actual[2], n_out, columns));
+                pair(backend, format!("{case}, cut at {first}")).check(part, &expected, 0.0);
+            }
+        }
     }
 }
 
