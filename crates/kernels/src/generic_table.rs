@@ -60,13 +60,8 @@ macro_rules! row {
                 lanes: $type::LANES,
                 tile_rows: $type::TILE_ROWS,
                 other_peaks: &[],
-                $($kernel: {
-                    fn entry($($argument: $argument_type),+) {
-                        crate::generic_table::compiled_with!(
-                            $attributes $simd, $algorithm, $($argument: $argument_type),+);
-                    }
-                    entry
-                },)+
+                $($kernel: crate::generic_table::entry!(
+                    $attributes $simd; ($($argument: $argument_type),+) = $algorithm),)+
                 quantized: super::QUANTIZED,
                 pairs: None,
             };
@@ -74,6 +69,63 @@ macro_rules! row {
         }
         pub(crate) use row::KERNELS;
     };
+}
+
+/// Makes the static `KERNELS` of a row that multiplies pairs of bfloat16 and is `$row` otherwise, with these quantised
+/// products. `$type` implements [`crate::pairs::Pairs`].
+macro_rules! pairs_table {
+    ($name:literal, $type:ident, $row:expr, $quantized:expr, $attribute:meta) => {
+        crate::generic_table::pairs_row! { [#[$attribute]] $name, $type, $row, $quantized }
+    };
+}
+
+#[rustfmt::skip] // It would move the first line of every `entry!` to the left of its struct.
+macro_rules! pairs_row {
+    ($attributes:tt $name:literal, $type:ident, $row:expr, $quantized:expr) => {
+        pub(crate) static KERNELS: crate::dispatch::Kernels = {
+            use crate::attention::{Part, chunk_pairs};
+            use crate::dispatch::{Kernels, PairKernels, Rounding};
+            use crate::generic_table::entry;
+            use crate::matmul::Matmul;
+            use crate::matmul_pairs::{matmul_pairs, round, scratch_len};
+            use crate::peak::{Peak, SUMS, multiply_adds_of_pairs};
+            use crate::view::MatrixMut;
+
+            const PEAK: Peak = Peak::new(
+                "bf16",
+                2 * $type::DEPTH * SUMS * LANES,
+                entry!($attributes $type::new(); (rounds: usize, out: &mut [f32]) = multiply_adds_of_pairs),
+            );
+            Kernels {
+                name: $name,
+                pairs: Some(PairKernels {
+                    matmul: entry!($attributes $type::new();
+                        (problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
+                    scratch_len: |rows, inputs| scratch_len(LANES, rows, inputs),
+                    round: Rounding {
+                        rows: 1,
+                        run: entry!($attributes $type::new(); (x: &[f32], inputs: usize, out: &mut [f32]) = round),
+                    },
+                    rows_in_cache: None,
+                    attend: Some(entry!($attributes $type::new();
+                        (part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) = chunk_pairs)),
+                }),
+                other_peaks: &[PEAK],
+                quantized: $quantized,
+                ..$row
+            }
+        };
+    };
+}
+
+/// A table's entry: calls the algorithm in code that is compiled with the features which the proof stands for.
+macro_rules! entry {
+    ($attributes:tt $simd:expr; ($($argument:ident: $type:ty),+) = $algorithm:expr) => {{
+        fn entry($($argument: $type),+) {
+            crate::generic_table::compiled_with!($attributes $simd, $algorithm, $($argument: $type),+);
+        }
+        entry
+    }};
 }
 
 macro_rules! compiled_with {
@@ -91,4 +143,20 @@ macro_rules! compiled_with {
     }};
 }
 
-pub(crate) use {compiled_with, kernel_table, row};
+/// The method of the same name, in code of its own with these features: [`crate::simd::Simd::apart`].
+macro_rules! apart {
+    ($attribute:meta) => {
+        #[inline(always)]
+        fn apart(self, function: impl FnOnce()) {
+            #[inline(never)]
+            #[$attribute]
+            fn within(function: impl FnOnce()) {
+                function();
+            }
+            // SAFETY: `self` proves that the processor has these features.
+            unsafe { within(function) }
+        }
+    };
+}
+
+pub(crate) use {apart, compiled_with, entry, kernel_table, pairs_row, pairs_table, row};

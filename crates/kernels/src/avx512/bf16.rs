@@ -4,13 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::vector::Avx512;
-use crate::attention::{Part, chunk_pairs};
-use crate::dispatch::{Kernels, PairKernels, Rounding};
-use crate::matmul::Matmul;
-use crate::matmul_pairs::{matmul_pairs, round, scratch_len};
 use crate::pairs::{Pairs, Rows};
-use crate::peak::{Peak, SUMS, multiply_adds_of_pairs};
-use crate::view::MatrixMut;
 
 /// Proof that the processor has AVX-512 BF16 besides what [`Avx512`] proves.
 #[derive(Clone, Copy)]
@@ -26,36 +20,14 @@ impl Avx512Bf16 {
     }
 }
 
-/// Compiles a function of a table's row with the features that the proof stands for.
-macro_rules! entry {
-    (($($argument:ident: $type:ty),+) = $algorithm:expr) => {{
-        fn entry($($argument: $type),+) {
-            crate::generic_table::compiled_with!(
-                [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]]
-                Avx512Bf16::new(), $algorithm, $($argument: $type),+);
-        }
-        entry
-    }};
-}
-
-/// AVX-512 with products of pairs of bfloat16: Zen 4, Sapphire Rapids and later.
-pub(crate) static KERNELS: Kernels = Kernels {
-    name: "avx512-bf16",
-    pairs: Some(PairKernels {
-        matmul: entry!((problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
-        scratch_len: |rows, inputs| scratch_len(LANES, rows, inputs),
-        round: Rounding { rows: 1, run: entry!((x: &[f32], inputs: usize, out: &mut [f32]) = round) },
-        rows_in_cache: None,
-        attend: Some(entry!((part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) = chunk_pairs)),
-    }),
-    other_peaks: &[Peak::new(
-        "bf16",
-        2 * Avx512Bf16::DEPTH * SUMS * LANES,
-        entry!((rounds: usize, out: &mut [f32]) = multiply_adds_of_pairs),
-    )],
-    quantized: super::vnni::QUANTIZED,
-    ..super::row::ROW
-};
+// AVX-512 with products of pairs of bfloat16: Zen 4, Sapphire Rapids and later.
+crate::generic_table::pairs_table!(
+    "avx512-bf16",
+    Avx512Bf16,
+    super::row::ROW,
+    super::vnni::QUANTIZED,
+    target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+);
 
 const LANES: usize = 16;
 
@@ -72,16 +44,9 @@ impl Pairs for Avx512Bf16 {
         self.0
     }
 
-    #[inline(always)]
-    fn apart(self, function: impl FnOnce()) {
-        #[inline(never)]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-        fn within(function: impl FnOnce()) {
-            function();
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { within(function) }
-    }
+    crate::generic_table::apart!(target_feature(
+        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"
+    ));
 
     #[inline(always)]
     fn dot(self, sums: __m512, pair: __m512i, pairs: __m512i) -> __m512 {

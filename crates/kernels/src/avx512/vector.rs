@@ -59,16 +59,7 @@ impl Simd for Avx512 {
         bytes.as_chunks()
     }
 
-    #[inline(always)]
-    fn apart(self, function: impl FnOnce()) {
-        #[inline(never)]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn within(function: impl FnOnce()) {
-            function();
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { within(function) }
-    }
+    crate::generic_table::apart!(target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"));
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {

@@ -14,16 +14,9 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Neon;
-use super::i8mm::QUANTIZED;
-use super::row::ROW;
-use crate::attention::{Part, chunk_pairs};
-use crate::dispatch::{Kernels, PairKernels, Rounding};
-use crate::matmul::Matmul;
-use crate::matmul_pairs::{LINE_PAIRS, Tile, matmul_pairs, round, scratch_len};
+use crate::matmul_pairs::{LINE_PAIRS, Tile};
 use crate::pairs::{Pairs, Rows};
-use crate::peak::{Peak, SUMS, multiply_adds_of_pairs};
 use crate::simd::Simd;
-use crate::view::MatrixMut;
 
 /// Proof that the processor has products of pairs of bfloat16 besides what [`Neon`] proves.
 #[derive(Clone, Copy)]
@@ -39,35 +32,14 @@ impl NeonBf16 {
     }
 }
 
-/// Compiles a function of a table's row with the features that the proof stands for.
-macro_rules! entry {
-    (($($argument:ident: $type:ty),+) = $algorithm:expr) => {{
-        fn entry($($argument: $type),+) {
-            crate::generic_table::compiled_with!(
-                [#[target_feature(enable = "neon,bf16")]] NeonBf16::new(), $algorithm, $($argument: $type),+);
-        }
-        entry
-    }};
-}
-
-/// NEON with products of pairs of bfloat16, and of byte matrices.
-pub(crate) static KERNELS: Kernels = Kernels {
-    name: "neon-bf16",
-    pairs: Some(PairKernels {
-        matmul: entry!((problem: &Matmul<'_>, out: MatrixMut<'_>, scratch: &mut [f32]) = matmul_pairs),
-        scratch_len: |rows, inputs| scratch_len(LANES, rows, inputs),
-        round: Rounding { rows: 1, run: entry!((x: &[f32], inputs: usize, out: &mut [f32]) = round) },
-        rows_in_cache: None,
-        attend: Some(entry!((part: &Part<'_>, states: &mut [f32], scratch: &mut [f32]) = chunk_pairs)),
-    }),
-    other_peaks: &[Peak::new(
-        "bf16",
-        2 * NeonBf16::DEPTH * SUMS * LANES,
-        entry!((rounds: usize, out: &mut [f32]) = multiply_adds_of_pairs),
-    )],
-    quantized: QUANTIZED,
-    ..ROW
-};
+// NEON with products of pairs of bfloat16, and of byte matrices.
+crate::generic_table::pairs_table!(
+    "neon-bf16",
+    NeonBf16,
+    super::row::ROW,
+    super::i8mm::QUANTIZED,
+    target_feature(enable = "neon,bf16")
+);
 
 const LANES: usize = 4;
 
@@ -85,16 +57,7 @@ impl Pairs for NeonBf16 {
         self.0
     }
 
-    #[inline(always)]
-    fn apart(self, function: impl FnOnce()) {
-        #[inline(never)]
-        #[target_feature(enable = "neon,bf16")]
-        fn within(function: impl FnOnce()) {
-            function();
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { within(function) }
-    }
+    crate::generic_table::apart!(target_feature(enable = "neon,bf16"));
 
     #[inline(always)]
     fn dot(self, sums: float32x4_t, pair: f32, pairs: float32x4_t) -> float32x4_t {
