@@ -17,15 +17,18 @@ PRECISIONS = ("bf16", "fp32")
 OUR_RUNS = "3"
 # Tokens that all answer every window of 30 seconds with.
 SPEECH_TOKENS = "100"
-# Name -> picture's pixels, tokens of the prompt besides the picture's, tokens after the first, answers of a rival that count.
+# Name (and which of its pictures) -> pixels, tokens of the prompt besides the picture's, tokens after the first, answers of a
+# rival that count.
 SHAPES = {"blip-base": ("384", "4", "19", "3"), "fastvlm-0.5b": ("1024", "20", "32", "2"), "moondream2": ("378", "5", "16", "1"),
-          "blip2-opt-2.7b": ("224", "20", "16", "1"), "qwen2.5-vl-3b": ("448", "19", "16", "1")}
+          "moondream2, large": ("756", "5", "16", "1"), "blip2-opt-2.7b": ("224", "20", "16", "1"),
+          "qwen2.5-vl-3b": ("448", "19", "16", "1")}
 # Name -> more options, and what it may take of memory in GB, text in 4 bits.
 MEMORY = {"blip2-opt-2.7b": ([], 3.0), "blip2-opt-2.7b, tower q8": (["--quant-vision", "q8"], 3.0),
           "qwen2.5-vl-7b": ([], 6.5), "deepseek-vl2-small": ([], 11.0)}
 # What takes minutes or 15 GiB is asked only where its like was the best at easier work of the same parts.
 LARGE, SEARCH = ["blip-base bf16", "blip-base fp32"], ["whisper 1 faster", "whisper 1 bf16", "whisper 1 fp32"]
-EASIER = {"blip2-opt-2.7b fp32": LARGE, "qwen2.5-vl-3b fp32": LARGE, "whisper 5 bf16": SEARCH, "whisper 5 fp32": SEARCH}
+EASIER = {"moondream2, large fp32": LARGE, "blip2-opt-2.7b fp32": LARGE, "qwen2.5-vl-3b fp32": LARGE,
+          "whisper 5 bf16": SEARCH, "whisper 5 fp32": SEARCH}
 
 
 def beams(name):
@@ -35,9 +38,9 @@ def beams(name):
 def ours(name, threads):
     side, tokens, new, _ = SHAPES[name]
     # Of Moondream's prompt, the token before the picture counts here, too.
-    tokens = str(int(tokens) + (name == "moondream2"))
-    return ocelli("--random-weights", name, "--quant", "q4", "--threads", threads, "--image-size", side, "--prompt-tokens",
-                  tokens, "--max-tokens", str(int(new) + 1), "--runs", OUR_RUNS, "--beams", beams(name))
+    tokens = str(int(tokens) + name.startswith("moondream2"))
+    return ocelli("--random-weights", name.split(",")[0], "--quant", "q4", "--threads", threads, "--image-size", side,
+                  "--prompt-tokens", tokens, "--max-tokens", str(int(new) + 1), "--runs", OUR_RUNS, "--beams", beams(name))
 
 
 def memory(name, threads):
@@ -47,9 +50,9 @@ def memory(name, threads):
 
 
 def theirs(name, precision, threads):
-    _, tokens, new, runs = SHAPES[name]
-    if name == "moondream2":
-        return rival("TRANSFORMERS", "rival_moondream.py", precision, threads, tokens, new, runs)
+    side, tokens, new, runs = SHAPES[name]
+    if name.startswith("moondream2"):
+        return rival("TRANSFORMERS", "rival_moondream.py", side, precision, threads, tokens, new, runs)
     return rival("TRANSFORMERS", "rival_families.py", name, precision, threads, tokens, new, runs, beams(name))
 
 
@@ -97,6 +100,7 @@ def rows():
         ("blip-base", "BLIP base, 384x384, caption", twice, as_fast),
         ("fastvlm-0.5b", "FastVLM-0.5B, 1024x1024, 276 tokens", twice, as_fast),
         ("moondream2", "Moondream 2, 378x378, 735 tokens", twice, as_fast),
+        ("moondream2, large", "Moondream 2, 756x756, 735 tokens", twice, as_fast),
         ("blip2-opt-2.7b", "BLIP-2 OPT-2.7B, 224x224, 52 tokens", twice, as_fast),
         ("qwen2.5-vl-3b", "Qwen2.5-VL-3B, 448x448, 275 tokens", partial(at_most, 1000, "ms"), partial(at_least, 16, "tokens/s")),
     ]:
@@ -175,7 +179,9 @@ Medians over the rounds of medians over the answers; a process each, ours and th
 picture in memory, preparing it included. Answers have the same number of tokens on both sides, and nothing ends them early;
 all programs answered every 30 seconds of speech with 100 tokens (refused otherwise). Of transformers' answers, choosing a
 token is not counted. transformers has no Moondream: its rival is a plain PyTorch model of the published shapes made for
-this measurement (fused attention, keys and values in place). llama.cpp decodes the text part alone, after as many tokens.
+this measurement (fused attention, keys and values in place). Of a picture of 378 pixels the whole and the only crop are the
+same, which ocelli encodes once and upstream, as its rival, twice; one of 756 pixels has nine crops. llama.cpp decodes the
+text part alone, after as many tokens.
 """
 
 

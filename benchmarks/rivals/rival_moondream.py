@@ -2,13 +2,15 @@
 """Moondream 2 with random weights of its published shapes, written for this measurement: transformers has no class for it,
 and its own code comes with the checkpoint.
 
-usage: rival_moondream.py PRECISION THREADS PROMPT_TOKENS NEW_TOKENS RUNS
+usage: rival_moondream.py PIXELS PRECISION THREADS PROMPT_TOKENS NEW_TOKENS RUNS
 
 The same work as upstream's, as PyTorch does it best: fused attention, keys and values in place, one prefill for picture and
 prompt (upstream makes two), only the last row's logits, attention over what is there rather than the whole context. A
-picture of 378 pixels is one crop besides the whole: 729 tokens of both."""
+square picture of 378 pixels is one crop besides the whole (the same values, which upstream encodes twice), a larger one is
+nine: 729 tokens of all."""
 import sys
 import time
+from math import isqrt
 
 import numpy
 import torch
@@ -20,6 +22,8 @@ from random_weights import build
 from shared import answers, ids, picture, report
 
 SIDE, PATCH, GRID = 378, 14, 27
+# Patches of a crop that it shares with the next one, on either side.
+MARGIN = 4
 WIDTH, INNER, DEPTH, HEADS = 1152, 4304, 27, 16
 HIDDEN, TEXT_INNER, LAYERS, TEXT_HEADS, VOCABULARY, PROJECTOR = 2048, 8192, 24, 32, 51_200, 8192
 CONTEXT, HEAD = 2048, HIDDEN // TEXT_HEADS
@@ -64,14 +68,22 @@ class Tower(nn.Module):
         self.projector = Mlp(2 * WIDTH, PROJECTOR, HIDDEN)
 
     def forward(self, crops):
-        """[2, 3, SIDE, SIDE] -> [1, 729, HIDDEN]; one local crop is as large as the stitched picture."""
+        """[1 + N x N, 3, SIDE, SIDE] -> [1, 729, HIDDEN]."""
         patches = crops.unflatten(2, (GRID, PATCH)).unflatten(4, (GRID, PATCH)).permute(0, 2, 4, 1, 3, 5)
         x = self.patch(patches.reshape(len(crops), GRID * GRID, -1)) + self.positions
         for layer in self.layers:
             x = layer(x)
-        whole, local = self.norm(x)
-        stitched = adaptive_avg_pool2d(local.T.unflatten(1, (GRID, GRID)), (GRID, GRID)).flatten(1).T
+        whole, *local = self.norm(x)
+        stitched = adaptive_avg_pool2d(stitch(local), (GRID, GRID)).flatten(1).T
         return self.projector(torch.cat([whole, stitched], -1))[None]
+
+
+def stitch(crops):
+    """[729, WIDTH] each, row by row -> [WIDTH, rows, columns], without the margins where another crop begins."""
+    n = isqrt(len(crops))
+    grids = [crop.T.unflatten(1, (GRID, GRID)) for crop in crops]
+    kept = [slice(MARGIN * (i > 0), GRID - MARGIN * (i < n - 1)) for i in range(n)]
+    return torch.cat([torch.cat([grids[y * n + x][:, kept[y], kept[x]] for x in range(n)], 2) for y in range(n)], 1)
 
 
 class DecoderLayer(nn.Module):
@@ -117,7 +129,7 @@ class Moondream(nn.Module):
         return self.head(self.norm(x[:, -1]))
 
 
-precision, (threads, tokens, new, runs) = sys.argv[1], map(int, sys.argv[2:6])
+precision, (pixels, threads, tokens, new, runs) = sys.argv[2], map(int, [sys.argv[1], *sys.argv[3:7]])
 dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 torch.set_num_threads(threads)
 start = time.perf_counter()
@@ -127,13 +139,15 @@ load = time.perf_counter() - start
 
 def inputs(seed):
     """A picture, and the first token besides those of the prompt."""
-    return picture(seed, SIDE), torch.tensor(ids(seed, 1 + tokens, VOCABULARY))[None]
+    return picture(seed, pixels), torch.tensor(ids(seed, 1 + tokens, VOCABULARY))[None]
 
 
 def prepared(image):
-    """The whole picture and its only crop."""
-    size = (SIDE, SIDE)
-    views = [numpy.asarray(image.resize(size, Image.Resampling.LANCZOS)) for _ in range(2)]
+    """The whole picture and its crops."""
+    n, step = 1 if pixels <= SIDE else 3, SIDE - 2 * MARGIN * PATCH
+    whole, large = (image.resize((side, side), Image.Resampling.LANCZOS) for side in (SIDE, n * step + SIDE - step))
+    corners = [(x * step, y * step) for y in range(n) for x in range(n)]
+    views = [numpy.asarray(view) for view in [whole, *(large.crop((x, y, x + SIDE, y + SIDE)) for x, y in corners)]]
     return (torch.from_numpy(numpy.stack(views)).permute(0, 3, 1, 2).to(dtype) / 255 - 0.5) / 0.5
 
 
