@@ -149,18 +149,15 @@ impl<B: Backend> Model<B> for DeepseekVlV2<B> {
         self.language.embed_tokens.forward(ids)
     }
 
-    /// [N, 3, side, side], the whole picture and then its tiles row by row -> [vision tokens, hidden].
+    /// [N, 3, side, side], the whole picture and then its tiles row by row (a single one is the whole and not there again) ->
+    /// [vision tokens, hidden].
     fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
-        let PixelValues { values, shape: [tiles, channels, height, width], grid: [_, rows, columns], .. } =
-            pixel_values;
-        // A single tile is the whole picture once more.
-        let n_seen = if tiles == 2 { 1 } else { tiles };
-        let values = &values[..n_seen * channels * height * width];
-        let pixels = Tensor::new(&self.backend, values, &[n_seen, channels, height, width]);
+        let PixelValues { values, shape, grid: [_, rows, columns], .. } = pixel_values;
+        let pixels = Tensor::new(&self.backend, values, &shape);
         let projected = self.project(&self.vision.forward(&pixels, cancel));
         let learned = [&self.image_newline, &self.view_separator].map(|row| row.reshape(&[1, row.width()]));
         let all = Tensor::concat_rows(&[&projected, &learned[0], &learned[1]]);
-        all.gather_rows(&arrangement(self.side.div_ceil(self.ratio), rows, columns, n_seen))
+        all.gather_rows(&arrangement(self.side.div_ceil(self.ratio), rows, columns, shape[0]))
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step, kv: &mut KvCache<B>) -> Tensor<B> {

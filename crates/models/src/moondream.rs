@@ -178,8 +178,8 @@ impl<B: Backend> Model<B> for Moondream<B> {
 
     /// [N, 3, crop, crop] -> [T, hidden].
     fn encode_image(&self, pixel_values: PixelValues<'_>, cancel: &Cancel) -> Tensor<B> {
-        let pixels = Tensor::new(&self.backend, pixel_values.values, &pixel_values.shape);
-        let [_, rows, columns] = pixel_values.grid;
+        let PixelValues { values, shape, grid: [_, rows, columns], .. } = pixel_values;
+        let pixels = Tensor::new(&self.backend, values, &shape);
         self.vision.forward(&pixels, [rows, columns], cancel)
     }
 
@@ -236,7 +236,8 @@ impl<B: Backend> Tower<B> {
         })
     }
 
-    /// `pixels` [N, 3, crop, crop], the crops behind the first lying in `tiling` rows and columns -> [T, hidden].
+    /// `pixels` [N, 3, crop, crop], the crops behind the first lying in `tiling` rows and columns (a single one is the first
+    /// and not there again) -> [T, hidden].
     fn forward(&self, pixels: &Tensor<B>, tiling: [usize; 2], cancel: &Cancel) -> Tensor<B> {
         let patches = pixels.unfold_patches(self.config.enc_patch_size); // [N, T, 3 × patch × patch]
         let mut x = self.patch_emb.forward(&patches).add_repeated(&self.pos_emb); // [N, T, width]
@@ -269,14 +270,15 @@ impl Average {
     /// Crops of `side` × `side` patches, of which `margin` rows and columns are left out where another crop begins.
     fn of_crops([rows, columns]: [usize; 2], side: usize, margin: usize) -> Self {
         let (down, across) = (Axis::new(rows, side, margin), Axis::new(columns, side, margin));
+        // Before the crops lies the whole picture, unless there is only one.
+        let first = usize::from(rows * columns > 1);
         let mut average = Self { sources: Vec::new(), targets: Vec::new(), factors: Vec::new() };
         for (row, column) in (0..side).flat_map(|row| (0..side).map(move |column| (row, column))) {
             let (ys, xs) = (down.window(row), across.window(column));
             let factor = ((ys.len() * xs.len()) as f32).recip();
             for (y, x) in ys.flat_map(|y| xs.clone().map(move |x| (y, x))) {
                 let ((crop_row, y), (crop_column, x)) = (down.place(y), across.place(x));
-                // The first crop is the whole picture.
-                let crop = 1 + crop_row * columns + crop_column;
+                let crop = first + crop_row * columns + crop_column;
                 average.sources.push((crop * side + y) * side + x);
                 average.targets.push(row * side + column);
                 average.factors.push(factor);
@@ -483,11 +485,11 @@ mod tests {
     }
 
     #[test]
-    fn one_crop_is_taken_as_it_is() {
-        let average = Average::of_crops([1, 1], 27, 4);
-        assert_eq!(average.sources, (729..2 * 729).collect::<Vec<_>>());
-        assert_eq!(average.targets, (0..729).collect::<Vec<_>>());
-        assert!(average.factors.iter().all(|&factor| factor == 1.0));
+    fn a_single_crop_is_the_whole_picture() {
+        let Average { sources, targets, factors } = Average::of_crops([1, 1], 27, 4);
+        let patches: Vec<usize> = (0..729).collect();
+        assert_eq!((&sources, &targets), (&patches, &patches));
+        assert_eq!(factors, [1.0; 729]);
     }
 
     #[test]

@@ -86,21 +86,23 @@ impl ImageProcessor for DeepseekVlV2 {
         let tile = self.settings.tile;
         let target = self.resolution(width, height, detail);
         let [columns, rows] = [target.0 / tile, target.1 / tile];
-        let mut pixel_values = Vec::with_capacity((1 + rows * columns) * 3 * tile * tile);
+        // A single tile is the whole picture, which the model then takes for both.
+        let n_cut = if rows * columns > 1 { rows * columns } else { 0 };
+        let mut pixel_values = Vec::with_capacity((1 + n_cut) * 3 * tile * tile);
         let mut append = |image: &Image, left, top| {
             let window = Window { left, top, width: tile, height: tile };
             self.table.append_planes(&image.pixels, image.width, window, &mut pixel_values);
         };
         append(&pad(image, (tile, tile), self.settings.fill), 0, 0);
-        let tiles = pad(image, target, self.settings.fill);
-        for row in 0..rows {
-            for column in 0..columns {
+        if n_cut > 0 {
+            let tiles = pad(image, target, self.settings.fill);
+            for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
                 append(&tiles, column * tile, row * tile);
             }
         }
         Ok(PreparedImage {
             pixel_values,
-            shape: [1 + rows * columns, 3, tile, tile],
+            shape: [1 + n_cut, 3, tile, tile],
             grid: [1, rows, columns],
             frames: 1,
             frame_seconds: 0.0,

@@ -62,23 +62,26 @@ impl ImageProcessor for Moondream {
         let (crop, step, tiling) = (vision.crop_size, vision.window(), vision.tiling(width, height, detail));
         let side = |crops: usize| crops * step + crop - step;
         let resized_to = (side(tiling.columns), side(tiling.rows));
-        let n_crops = 1 + tiling.rows * tiling.columns;
-        let mut pixel_values = Vec::with_capacity(n_crops * 3 * crop * crop);
+        // A single crop is the whole picture, which the model then takes for both.
+        let n_cut = if tiling.rows * tiling.columns > 1 { tiling.rows * tiling.columns } else { 0 };
+        let mut pixel_values = Vec::with_capacity((1 + n_cut) * 3 * crop * crop);
         let mut append = |image: &Image, left, top| {
             let window = Window { left, top, width: crop, height: crop };
             self.table.append_planes(&image.pixels, image.width, window, &mut pixel_values);
         };
         append(&resize(image, crop, crop, ResampleFilter::Lanczos), 0, 0);
-        let whole = resize(image, resized_to.0, resized_to.1, ResampleFilter::Lanczos);
-        for (row, column) in (0..tiling.rows).flat_map(|row| (0..tiling.columns).map(move |column| (row, column))) {
-            append(&whole, column * step, row * step);
+        if n_cut > 0 {
+            let whole = resize(image, resized_to.0, resized_to.1, ResampleFilter::Lanczos);
+            for (row, column) in (0..tiling.rows).flat_map(|row| (0..tiling.columns).map(move |column| (row, column))) {
+                append(&whole, column * step, row * step);
+            }
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update(&image.content_hash().to_le_bytes());
         hasher.update(format!("moondream {vision:?} {tiling:?}").as_bytes());
         Ok(PreparedImage {
             pixel_values,
-            shape: [n_crops, 3, crop, crop],
+            shape: [1 + n_cut, 3, crop, crop],
             grid: [1, tiling.rows, tiling.columns],
             frames: 1,
             frame_seconds: 0.0,

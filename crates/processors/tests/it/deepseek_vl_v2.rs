@@ -45,7 +45,7 @@ fn of_more_than_two_pictures_none_is_cut() {
         prompt.images.iter().map(|image| image.shape[0]).collect::<Vec<_>>()
     };
     assert_eq!(tiles(2, Detail::Auto), [5, 5]);
-    assert_eq!(tiles(3, Detail::Auto), [2, 2, 2]);
-    assert_eq!(tiles(1, Detail::Low), [2]);
+    assert_eq!(tiles(3, Detail::Auto), [1, 1, 1]);
+    assert_eq!(tiles(1, Detail::Low), [1]);
     assert_eq!(tiles(3, Detail::High), [5, 5, 5]);
 }

@@ -4,7 +4,7 @@ use ocelli_formats::{Config, ModelFiles};
 use ocelli_processors::{ChatOptions, Message, Processor};
 use serde_json::{Value, json};
 
-use crate::support::{family, variant};
+use crate::support::{family, noise, processor, variant};
 
 /// The first id of a prompt, which tells the generation; `end` is the id of the token that ends texts.
 fn begins_with(versions: Option<&str>, end: u32) -> Result<u32, String> {
@@ -40,4 +40,17 @@ fn prompts_are_those_of_the_revision_or_else_of_the_tokenizer() {
         "{error}"
     );
     assert!(error.ends_with("put tokenizer.json of moondream/starmie-v1 in its place"), "{error}");
+}
+
+#[test]
+fn a_single_crop_is_the_whole_picture_and_not_there_twice() {
+    let images = processor(family("moondream2")).into_image_processor().unwrap();
+    let tiles = |width, height| {
+        let prepared = images.prepare(&noise(1, width, height)).unwrap();
+        (prepared.shape[0], prepared.grid)
+    };
+    for (width, height) in [(378, 378), (224, 224), (1280, 300), (5, 900)] {
+        assert_eq!(tiles(width, height), (1, [1, 1, 1]), "{width}x{height}");
+    }
+    assert_eq!(tiles(400, 380), (10, [1, 3, 3]));
 }
