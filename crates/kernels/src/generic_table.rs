@@ -88,12 +88,12 @@ macro_rules! pairs_row {
             use crate::generic_table::entry;
             use crate::matmul::Matmul;
             use crate::matmul_pairs::{matmul_pairs, round, scratch_len};
-            use crate::peak::{Peak, SUMS, multiply_adds_of_pairs};
+            use crate::peak::{PAIR_SUMS, Peak, multiply_adds_of_pairs};
             use crate::view::MatrixMut;
 
             const PEAK: Peak = Peak::new(
                 "bf16",
-                2 * $type::DEPTH * SUMS * LANES,
+                2 * $type::DEPTH * PAIR_SUMS * LANES,
                 entry!($attributes $type::new(); (rounds: usize, out: &mut [f32]) = multiply_adds_of_pairs),
             );
             Kernels {
