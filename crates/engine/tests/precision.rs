@@ -8,6 +8,9 @@ use ocelli_engine::{
 };
 use ocelli_formats::ModelFiles;
 
+mod fixtures;
+
+/// Those that a test of one model at a time takes.
 const FAMILIES: [&str; 4] = ["idefics3", "smolvlm", "llama3", "qwen2"];
 
 fn folder(family: &str) -> PathBuf {
@@ -58,71 +61,84 @@ fn the_cache_may_be_kept_in_fewer_bits() {
 }
 
 /// The fixtures' weights are random and their layers narrow: rounding errors, which average out over the many inputs of
-/// a real layer, stay; attention and its cache in bfloat16 add to them. Measured: 0.036 to 0.053 with q8, 0.30 to 0.47
-/// with q4.
+/// a real layer, stay; attention and its cache in bfloat16 add to them. Measured, as the largest difference over the largest
+/// value: logits up to 0.074 with q8 (0.098 with the tower in q8, too) and 0.47 with q4; features up to 0.059 with a tower
+/// in q8, 0.005 with one in bfloat16.
 #[test]
 fn the_reference_stays_near() {
-    let cases =
-        [(Quant::Q8, Quant::None, Q8_BOUND), (Quant::Q8, Quant::Q8, Q8_BOUND), (Quant::Q4, Quant::None, Q4_BOUND)];
-    for family in FAMILIES {
-        for (quant, quant_vision, bound) in cases {
+    // Of logits, of features.
+    let cases = [
+        (Quant::Q8, Quant::None, [0.09, 0.01]),
+        (Quant::Q8, Quant::Q8, [0.12, 0.07]),
+        (Quant::Q4, Quant::None, [0.5, 0.01]),
+    ];
+    fixtures::for_each(|family, folder| {
+        for (quant, quant_vision, [of_logits, of_features]) in cases {
             let options = EngineOptions { quant, quant_vision, ..EngineOptions::new() };
-            let report = parity::check_with(&folder(family), &options).unwrap();
-            let tensors = report
-                .rows
-                .iter()
-                .filter(|row| ["out.logits", "out.image_features"].contains(&row.name.trim_end_matches(".0")));
-            for row in tensors {
-                assert!(
-                    row.worst_relative < bound,
-                    "{family} {quant:?} {quant_vision:?} {}: {}",
-                    row.name,
-                    row.worst_relative
-                );
+            let report = parity::check_with(folder, &options).unwrap();
+            let mut compared = 0;
+            for row in &report.rows {
+                let bound = match row.name.trim_end_matches(".0") {
+                    "out.logits" => of_logits,
+                    "out.image_features" | "out.audio_features" => of_features,
+                    _ => continue,
+                };
+                let what = format!("{family} {quant:?}, tower {quant_vision:?}, {}: {}", row.name, row.worst_relative);
+                assert!(row.worst_relative < bound, "{what}");
+                compared += 1;
             }
+            assert!(compared > 0, "{family}");
         }
-    }
+    });
 }
 
 #[test]
 fn promises_are_kept_in_every_precision() {
-    for family in FAMILIES {
-        for quant in [Quant::Q8, Quant::Q4] {
-            for threads in [1, 2, 3] {
-                let options = EngineOptions { threads: Some(threads), quant_vision: Quant::Q8, ..options(quant) };
-                let report = parity::check_promises(&folder(family), &options).unwrap();
-                assert!(report.passed(), "{quant:?} on {threads} threads: {report}");
-            }
+    fixtures::for_each(|family, folder| {
+        for (quant, threads) in [Quant::Q8, Quant::Q4].into_iter().flat_map(|quant| [1, 2, 3].map(|n| (quant, n))) {
+            let options = EngineOptions { threads: Some(threads), quant_vision: Quant::Q8, ..options(quant) };
+            let report = parity::check_promises(folder, &options).unwrap();
+            assert!(report.passed(), "{family} {quant:?} on {threads} threads: {report}");
         }
-    }
+    });
 }
 
 #[test]
 fn threads_and_company_do_not_show_in_a_single_bit() {
-    let ids: Vec<u32> = (5..45).collect();
-    for family in FAMILIES {
-        for quant in [Quant::Q8, Quant::Q4] {
-            let with = |threads| load(&folder(family), &EngineOptions { threads: Some(threads), ..options(quant) });
-            let mut model = with(1);
-            let expected = bits(&logits(&mut model, &ids));
-            for threads in [2, 3] {
-                assert!(bits(&logits(&mut with(threads), &ids)) == expected, "{family} {quant:?} on {threads} threads");
-            }
-            // Five sequences in company, each of which must not notice.
-            let cancel = Cancel::new();
-            let session = model.session.as_mut();
-            let sequences: Vec<_> = (0..5).map(|_| session.start()).collect();
-            for (at, &sequence) in sequences.iter().enumerate() {
-                let prompt = Prefill { ids: &ids[at..], images: &[], rows: LogitRows::Last, cancel: &cancel };
-                session.prefill(sequence, prompt).unwrap();
-            }
-            let alone: Vec<_> = sequences.iter().map(|&sequence| session.fork(sequence)).collect();
-            let next: Vec<_> = sequences.iter().map(|&sequence| (sequence, 9)).collect();
-            let together = session.decode(&next);
-            for (&sequence, together) in alone.iter().zip(together.chunks_exact(session.vocab_size())) {
-                assert!(bits(&session.decode(&[(sequence, 9)])) == bits(together), "{family} {quant:?} in company");
-            }
+    fixtures::for_each(|family, folder| {
+        // What looks at a picture, or hears, by cross-attention has no answer without it; other folders hold only more
+        // references of a model.
+        let needs_more = ["blip_caption", "blip_vqa", "whisper"].contains(&family);
+        if needs_more || !folder.join("config.json").exists() {
+            return;
         }
+        for quant in [Quant::None, Quant::Q8, Quant::Q4] {
+            neither_threads_nor_company_show(family, folder, quant);
+        }
+    });
+}
+
+fn neither_threads_nor_company_show(family: &str, folder: &Path, quant: Quant) {
+    let ids: Vec<u32> = (5..45).collect();
+    let with = |threads| load(folder, &EngineOptions { threads: Some(threads), ..options(quant) });
+    let mut model = with(1);
+    let expected = bits(&logits(&mut model, &ids));
+    for threads in [2, 3] {
+        assert!(bits(&logits(&mut with(threads), &ids)) == expected, "{family} {quant:?} on {threads} threads");
+    }
+    // Five sequences in company, each of which must not notice.
+    let cancel = Cancel::new();
+    let session = model.session.as_mut();
+    let sequences: Vec<_> = (0..5).map(|_| session.start()).collect();
+    for (at, &sequence) in sequences.iter().enumerate() {
+        let prompt = Prefill { ids: &ids[at..], images: &[], rows: LogitRows::Last, cancel: &cancel };
+        session.prefill(sequence, prompt).unwrap();
+    }
+    let alone: Vec<_> = sequences.iter().map(|&sequence| session.fork(sequence)).collect();
+    let next: Vec<_> = sequences.iter().map(|&sequence| (sequence, 9)).collect();
+    let together = session.decode(&next);
+    for (&sequence, together) in alone.iter().zip(together.chunks_exact(session.vocab_size())) {
+        assert!(bits(&session.decode(&[(sequence, 9)])) == bits(together), "{family} {quant:?} in company");
     }
 }
 
@@ -199,7 +215,3 @@ fn a_second_load_answers_alike_and_follows_changed_weights() {
     assert!(bits(&changed) != bits(&first));
     assert!(bits(&changed) == bits(&logits(&mut load(&model, &options(Quant::Q4)), &ids)));
 }
-
-/// Largest difference of logits or features over the largest of them.
-const Q8_BOUND: f64 = 0.06;
-const Q4_BOUND: f64 = 0.5;
