@@ -23,8 +23,8 @@ fn fixture(family: &str) -> PathBuf {
 fn logits(model: &mut LoadedModel, family: &str) -> Vec<f32> {
     let folder = fixture(family);
     let reference: Value = serde_json::from_slice(&std::fs::read(folder.join("reference.json")).unwrap()).unwrap();
-    let image = std::fs::read(folder.join("image0.png")).ok();
-    let images: Vec<_> = image.iter().map(|bytes| model.processor.decode_image(bytes).unwrap()).collect();
+    let files = (0..).map_while(|number| std::fs::read(folder.join(format!("image{number}.png"))).ok());
+    let images: Vec<_> = files.map(|bytes| model.processor.decode_image(&bytes).unwrap()).collect();
     let prompt = model.processor.raw_prompt(reference["prompt"].as_str().unwrap(), &images).unwrap();
     let cancel = Cancel::new();
     let encode = |image| model.session.encode_image(image, &cancel).unwrap();
@@ -92,6 +92,38 @@ fn a_vision_tower_is_quantised_where_its_rows_are_whole_groups() {
     let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let worst = expected.iter().zip(&found).fold(0f32, |worst, (a, b)| worst.max((a - b).abs())) / largest;
     assert!(worst > 0.0 && worst < 5e-2, "{worst}");
+}
+
+/// Checkpoints that MLX quantised, on the backend that people use: x is quantised to 8 bits there, too, and attention is in
+/// bfloat16. How their codes are read is held to 3e-3 and less by `ocelli-models`, in float32 throughout. Measured: 0.021
+/// to 0.057 of the largest logit.
+#[test]
+fn codes_of_mlx_stay_near_what_they_stand_for() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/data/mlx");
+    let mut count = 0;
+    for entry in std::fs::read_dir(data).unwrap() {
+        let (codes, folder) = (entry.unwrap().path(), tempfile::tempdir().unwrap());
+        let name = codes.file_name().unwrap().to_str().unwrap();
+        let (family, _) = name.split_once("_mlx").unwrap();
+        for source in [fixture(family), codes.clone()] {
+            for entry in std::fs::read_dir(source).unwrap() {
+                let path = entry.unwrap().path();
+                std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        // The form of other versions says what the float checkpoint is.
+        std::fs::remove_file(folder.path().join("config.tf5.json")).ok();
+        let expected = ModelFiles::open(&codes).unwrap().bytes("reference_mlx.safetensors").unwrap().unwrap();
+        let expected = Safetensors::parse(expected, name).unwrap().tensor("out.logits").unwrap().to_f32().unwrap();
+        let mut model = load(folder.path(), &EngineOptions::new());
+        let found = logits(&mut model, family);
+        let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        assert_eq!(expected.len(), found.len(), "{name}");
+        let worst = expected.iter().zip(&found).fold(0f32, |worst, (a, b)| worst.max((a - b).abs())) / largest;
+        assert!(worst > 0.0 && worst < 0.08, "{name}: {worst}");
+        count += 1;
+    }
+    assert!(count >= 8, "{count}");
 }
 
 #[test]
