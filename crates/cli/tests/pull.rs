@@ -56,6 +56,24 @@ fn pull_then_list_then_rm() {
     assert!(!ocelli(&hub, cache.path(), &["rm", "org/model"]).status.success());
 }
 
+/// Moondream 2 of today: its repository holds GPT-2's tokenizer, which it was not trained with.
+#[test]
+fn a_model_answers_with_what_was_pulled_of_another_one() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/moondream2");
+    let text = |name: &str| std::fs::read_to_string(fixture.join(name)).unwrap();
+    let (config, tokenizer) = (text("config.json"), text("tokenizer.json"));
+    let small = [("config.json", config.as_str()), ("versions.txt", "2025-06-21"), ("tokenizer.json", "{}")];
+    let weights = std::fs::read(fixture.join("model.safetensors")).unwrap();
+    let (hub, cache) = (FakeHub::start(&small, &[("model.safetensors", weights)]), tempfile::tempdir().unwrap());
+    hub.add("moondream/starmie-v1", &[("tokenizer.json", &tokenizer)]);
+    let pulled = ocelli(&hub, cache.path(), &["pull", "org/model"]);
+    assert!(stderr(&pulled).contains("moondream/starmie-v1 at 0123456789ab: 1 file,"), "{}", stderr(&pulled));
+    let image = fixture.join("image0.png");
+    let arguments = ["describe", image.to_str().unwrap(), "--model", "org/model", "--max-tokens", "3"];
+    let answered = ocelli(&hub, cache.path(), &arguments);
+    assert!(answered.status.success(), "{}", stderr(&answered));
+}
+
 #[test]
 fn failures_come_with_advice_and_an_exit_code() {
     let (hub, cache) = (hub(), tempfile::tempdir().unwrap());

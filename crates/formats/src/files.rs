@@ -15,6 +15,8 @@ use crate::gguf::{Gguf, GgufModel};
 pub struct ModelFiles {
     label: String,
     source: Source,
+    /// Names of files that are elsewhere, and where.
+    borrowed: Vec<(&'static str, PathBuf)>,
 }
 
 #[derive(Clone, Debug)]
@@ -38,7 +40,7 @@ impl ModelFiles {
         if !about.is_dir() {
             return if is_gguf(path) { Self::open_gguf(path) } else { Err(Error::NotAFolder { path: path.into() }) };
         }
-        let files = Self { label: path.display().to_string(), source: Source::Folder(path.into()) };
+        let files = Self::new(path.display().to_string(), Source::Folder(path.into()));
         if files.bytes(CONFIG)?.is_none() {
             let found = files.names()?;
             let models = || found.iter().filter(|name| is_gguf(Path::new(name)) && !name.starts_with(PROJECTOR));
@@ -50,30 +52,41 @@ impl ModelFiles {
         Ok(files)
     }
 
+    fn new(label: String, source: Source) -> Self {
+        Self { label, source, borrowed: Vec::new() }
+    }
+
     fn open_gguf(path: &Path) -> Result<Self> {
         Self::from_gguf(path, &Gguf::parse(SharedBytes::open(path)?, &path.display().to_string())?)
     }
 
     pub(crate) fn from_gguf(path: &Path, gguf: &Gguf) -> Result<Self> {
         let model = Arc::new(GgufModel::new(gguf)?);
-        Ok(Self { label: gguf.label().to_owned(), source: Source::Gguf { path: path.into(), model } })
+        Ok(Self::new(gguf.label().to_owned(), Source::Gguf { path: path.into(), model }))
     }
 
     /// Files built into the program: `(name, content)` pairs.
     pub fn embedded(label: &str, files: &'static [(&'static str, &'static [u8])]) -> Self {
-        Self { label: label.into(), source: Source::Embedded(files) }
+        Self::new(label.into(), Source::Embedded(files))
     }
 
     /// Files made by the program: `(name, content)` pairs.
     pub fn in_memory(label: &str, files: Vec<(String, Vec<u8>)>) -> Self {
         let files = files.into_iter().map(|(name, bytes)| (name, SharedBytes::from(bytes)));
-        Self { label: label.into(), source: Source::Memory(files.collect()) }
+        Self::new(label.into(), Source::Memory(files.collect()))
     }
 
     /// The same files under a friendlier name, such as the model id they were resolved from.
     #[must_use]
     pub fn with_label(self, label: &str) -> Self {
         Self { label: label.into(), ..self }
+    }
+
+    /// The same files, with those of another folder in place of, or besides, the ones of the same names.
+    #[must_use]
+    pub(crate) fn with_borrowed(self, folder: &Path, names: &[&'static str]) -> Self {
+        let there = names.iter().map(|&name| (name, folder.join(name))).filter(|(_, path)| path.is_file());
+        Self { borrowed: there.collect(), ..self }
     }
 
     /// What to call this model in messages.
@@ -111,7 +124,9 @@ impl ModelFiles {
                 names
             }
         };
+        names.extend(self.borrowed.iter().map(|(name, _)| (*name).to_owned()));
         names.sort();
+        names.dedup();
         Ok(names)
     }
 
@@ -123,6 +138,9 @@ impl ModelFiles {
         let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
         if !inside || name.is_empty() {
             return Err(Error::UnsafeName { label: self.label.clone(), name: name.into() });
+        }
+        if let Some(path) = self.borrowed(name) {
+            return read(path.into());
         }
         match &self.source {
             Source::Embedded(files) => {
@@ -157,12 +175,20 @@ impl ModelFiles {
 
     /// How messages name one of the files.
     pub fn label_of(&self, name: &str) -> String {
+        if let Some(path) = self.borrowed(name) {
+            return path.display().to_string();
+        }
         match &self.source {
             Source::Folder(path) => path.join(name).display().to_string(),
             Source::Embedded(_) | Source::Memory(_) => format!("{}/{name}", self.label),
             // There is no such file, only metadata that say the same.
             Source::Gguf { path, .. } => path.display().to_string(),
         }
+    }
+
+    /// Where a file is, if it is another model's.
+    fn borrowed(&self, name: &str) -> Option<&Path> {
+        self.borrowed.iter().find(|(known, _)| *known == name).map(|(_, path)| path.as_path())
     }
 }
 

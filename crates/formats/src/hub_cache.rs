@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::borrowed::Borrowed;
 use crate::checkpoint::weight_files;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
@@ -205,6 +206,15 @@ impl HubCache {
         Ok(freed)
     }
 
+    /// With what the model takes from another one, if that is in the cache.
+    fn with_borrowed(&self, files: ModelFiles) -> ModelFiles {
+        let Some(borrowed) = Borrowed::by(&files) else { return files };
+        match self.resolve(borrowed.from, None) {
+            Ok(folder) => files.with_borrowed(&folder, borrowed.files),
+            Err(_) => files,
+        }
+    }
+
     /// Finds a model: an existing folder (or a file in one), else a model id in the cache.
     ///
     /// # Errors
@@ -221,7 +231,8 @@ impl HubCache {
             return ModelFiles::open(if in_model { folder } else { path });
         }
         if is_model_id(spec) && (spec.contains('/') || self.model_dir(spec)?.is_dir()) {
-            return ModelFiles::open(self.resolve(spec, revision)?).map(|files| files.with_label(spec));
+            let files = ModelFiles::open(self.resolve(spec, revision)?)?.with_label(spec);
+            return Ok(self.with_borrowed(files));
         }
         let tried = vec![format!("no file or folder {spec}"), "not a model id such as `org/name`".into()];
         Err(Error::ModelNotFound { spec: spec.into(), tried })
@@ -455,6 +466,33 @@ mod tests {
         let (_folder, cache) = cache();
         assert_eq!(cache.remove("org/model").unwrap(), 90);
         assert!(cache.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_borrowed_goes_before_the_model_s_own() {
+        let (_folder, cache) = cache();
+        let snapshot = |id: &str| {
+            let path = cache.model_dir(id).unwrap().join("snapshots").join(COMMIT);
+            std::fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let own = snapshot("vikhyatk/moondream2");
+        write(&own.join("config.json"), r#"{"model_type":"moondream1"}"#);
+        write(&own.join("versions.txt"), "2025-06-21");
+        write(&own.join("tokenizer.json"), "stale");
+        let open = || cache.resolve_model("vikhyatk/moondream2", None).unwrap();
+        assert_eq!(open().text("tokenizer.json").unwrap().unwrap(), "stale");
+        let other = snapshot("moondream/starmie-v1");
+        write(&other.join("tokenizer.json"), "right");
+        write(&other.join("config.json"), "another");
+        let files = open();
+        assert_eq!(files.text("tokenizer.json").unwrap().unwrap(), "right");
+        assert_eq!(files.label_of("tokenizer.json"), other.join("tokenizer.json").display().to_string());
+        assert!(files.text("config.json").unwrap().unwrap().contains("moondream1"));
+        assert_eq!(files.names().unwrap(), ["config.json", "tokenizer.json", "versions.txt"]);
+        // A folder is what it is.
+        let folder = cache.resolve_model(own.to_str().unwrap(), None).unwrap();
+        assert_eq!(folder.text("tokenizer.json").unwrap().unwrap(), "stale");
     }
 
     #[test]

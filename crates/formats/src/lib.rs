@@ -1,10 +1,11 @@
 //! Model files: safetensors, config.json, model folders; bytes in, named views out.
 //!
 //! What it never holds: a model's arithmetic (numbers are only converted from one format to another), network, model
-//! names outside `canonical`, `gguf` and `mlx_name`.
+//! names outside `borrowed`, `canonical`, `gguf` and `mlx_name`.
 //!
 //! - [`ModelFiles`]: the files of one model, in a folder or embedded in the binary.
 //! - [`Config`]: `config.json` in one canonical form, whatever wrote it.
+//! - [`Borrowed`]: what a published model takes from another one.
 //! - [`ByteLevel`]: a `tokenizer.json` from the parts of a byte-level tokenizer.
 //! - [`Checkpoint`]: every weight of a model by name, over one or many safetensors files or in a GGUF file.
 //! - [`WeightData`]: a matrix as floats or, whatever format it was quantised in, as a [`GroupedTensor`].
@@ -13,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod affine;
+mod borrowed;
 mod byte_level;
 mod bytes;
 mod canonical;
@@ -32,6 +34,7 @@ mod stored;
 mod tensor;
 mod writer;
 
+pub use borrowed::Borrowed;
 pub use byte_level::{AddedToken, ByteLevel, Cut};
 pub use bytes::SharedBytes;
 pub use checkpoint::Checkpoint;

@@ -351,8 +351,8 @@ impl Error {
             Self::AudioFileTooLarge { .. } | Self::AudioTooLong { .. } => "cut it into parts first",
             Self::NoTokenizer { .. } => MAKE_TOKENIZER,
             Self::NoSpeechTokenizer { .. } => {
-                "copy tokenizer.json, tokenizer_config.json and generation_config.json from the model it was made of, \
-                 such as openai/whisper-large-v3-turbo"
+                "`ocelli pull` fetches what it was made of, or copy tokenizer.json, tokenizer_config.json and \
+                 generation_config.json from there, such as openai/whisper-large-v3-turbo"
             }
             Self::TokenizerClass { .. } => {
                 return Some(format!("{MAKE_TOKENIZER}; these can: {}", tokenizer_classes().join(", ")));

@@ -49,6 +49,9 @@ pub(crate) enum HubError {
     /// Only weights that ocelli does not read.
     #[error("{id} has no safetensors weights{}", detail(&found.join(", ")))]
     NoWeights { id: String, found: Vec<String> },
+    /// A file that another model takes from this one.
+    #[error("{id} has no file {file}")]
+    NoFile { id: String, file: String },
     /// Not enough free space.
     #[error(
         "not enough disk space at {}: {} needed, {} free",

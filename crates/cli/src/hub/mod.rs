@@ -9,6 +9,8 @@
 //! 3. downloads each file into `blobs/<hash>.incomplete`, resuming and retrying, verifies it, renames it (`transfer`);
 //! 4. links it into the snapshot, and only when all are there lets the branch point at it (`layout`).
 //!
+//! Some models take files from another one ([`Borrowed`]), which are pulled after them.
+//!
 //! Interrupted at any moment, the next pull continues; a pull that finishes never leaves a wrong file behind.
 
 mod client;
@@ -29,6 +31,7 @@ use std::time::Instant;
 
 use indicatif::DecimalBytes;
 use ocelli_formats::hub_cache::{CachedModel, HubCache};
+use ocelli_formats::{Borrowed, ModelFiles};
 use serde::Serialize;
 
 pub(crate) use error::HubError;
@@ -59,18 +62,34 @@ pub(crate) struct PullReport {
     pub(crate) downloaded_bytes: u64,
     /// How long it took.
     pub(crate) seconds: f64,
+    /// What was fetched of another model, which this one takes files from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) borrowed: Option<Box<PullReport>>,
 }
 
-/// Downloads a model, or what is missing of it, into the cache.
+/// Downloads a model, or what is missing of it, into the cache, and what it takes from another model.
 ///
 /// # Errors
 /// [`HubError`], whose `hint` says what the user can do.
 pub(crate) fn pull(options: &PullOptions) -> anyhow::Result<PullReport> {
+    let mut report = pull_one(options)?;
+    // A model that cannot be opened says so when it is used.
+    if let Some(borrowed) = ModelFiles::open(&report.path).ok().and_then(|files| Borrowed::by(&files)) {
+        let (id, only) = (borrowed.from.to_owned(), Some(borrowed.files));
+        report.borrowed = Some(Box::new(pull_one(&PullOptions { id, revision: None, only, ..options.clone() })?));
+    }
+    Ok(report)
+}
+
+fn pull_one(options: &PullOptions) -> anyhow::Result<PullReport> {
     let started = Instant::now();
     let layout = Layout::new(options)?;
     let client = Client::new(options)?;
     let description = client.describe()?;
-    let files = select::needed(&options.id, description.files)?;
+    let files = match options.only {
+        Some(names) => select::only(&options.id, description.files, names)?,
+        None => select::needed(&options.id, description.files)?,
+    };
     let files =
         files.into_iter().map(|file| client.complete(file, &description.commit)).collect::<Result<Vec<_>, _>>()?;
     layout.check_space(&files, &description.commit)?;
@@ -99,6 +118,7 @@ pub(crate) fn pull(options: &PullOptions) -> anyhow::Result<PullReport> {
         total_bytes: files.iter().map(|file| file.size).sum(),
         downloaded_bytes,
         seconds: started.elapsed().as_secs_f64(),
+        borrowed: None,
     })
 }
 

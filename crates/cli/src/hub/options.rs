@@ -13,6 +13,8 @@ pub(crate) struct PullOptions {
     pub(crate) id: String,
     /// A branch, tag or commit; `main` when not given.
     pub(crate) revision: Option<String>,
+    /// Only these files, rather than all that a model needs.
+    pub(crate) only: Option<&'static [&'static str]>,
     /// The hub, without a slash at the end.
     pub(crate) endpoint: String,
     /// Where the files go.
@@ -65,6 +67,7 @@ impl PullOptions {
         Self {
             id: id.into(),
             revision: revision.map(Into::into),
+            only: None,
             endpoint: endpoint.trim_end_matches('/').into(),
             cache,
             token: token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty()),

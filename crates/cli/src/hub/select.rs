@@ -65,6 +65,15 @@ pub(super) fn needed<F: HasName>(id: &str, files: Vec<F>) -> Result<Vec<F>> {
     Ok(needed)
 }
 
+/// The files of these names; all of them must be there.
+pub(super) fn only<F: HasName>(id: &str, files: Vec<F>, names: &[&str]) -> Result<Vec<F>> {
+    let chosen: Vec<F> = files.into_iter().filter(|file| names.contains(&file.name())).collect();
+    match names.iter().find(|name| !chosen.iter().any(|file| file.name() == **name)) {
+        Some(name) => Err(HubError::NoFile { id: id.into(), file: (*name).into() }),
+        None => Ok(chosen),
+    }
+}
+
 /// Anything with a path in a repository.
 pub(super) trait HasName {
     /// The path.
@@ -169,6 +178,14 @@ mod tests {
         assert_eq!(error.to_string(), "org/m has no safetensors weights: model-q4.gguf");
         assert!(error.hint().is_some());
         assert_eq!(needed("org/m", vec!["x"]).unwrap_err().to_string(), "org/m has no safetensors weights");
+    }
+
+    #[test]
+    fn files_by_name() {
+        let files = vec!["tokenizer.json", "README.md", "config.json"];
+        assert_eq!(only("org/m", files.clone(), &["tokenizer.json"]).unwrap(), ["tokenizer.json"]);
+        let error = only("org/m", files, &["config.json", "vocab.json"]).unwrap_err();
+        assert_eq!(error.to_string(), "org/m has no file vocab.json");
     }
 
     #[test]

@@ -9,8 +9,10 @@ use std::time::Duration;
 use ring::digest;
 
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// The first model.
+const MODEL: &str = "org/model";
 
-/// A hub with one model, `org/model`, at [`COMMIT`]. Its thread ends with the process.
+/// A hub with a model, `org/model`, at [`COMMIT`]. Its thread ends with the process.
 pub(crate) struct FakeHub {
     port: u16,
     state: Arc<Mutex<State>>,
@@ -43,6 +45,8 @@ pub(crate) struct State {
 
 #[derive(Clone)]
 struct FakeFile {
+    /// The model it belongs to.
+    id: String,
     name: String,
     content: Vec<u8>,
     is_large: bool,
@@ -55,7 +59,8 @@ impl FakeHub {
         let port = listener.local_addr().expect("it is bound").port();
         let small = small.iter().map(|(name, text)| ((*name).to_string(), text.as_bytes().to_vec(), false));
         let large = large.iter().map(|(name, bytes)| ((*name).to_string(), bytes.clone(), true));
-        let files = small.chain(large).map(|(name, content, is_large)| FakeFile { name, content, is_large });
+        let files =
+            small.chain(large).map(|(name, content, is_large)| FakeFile { id: MODEL.into(), name, content, is_large });
         let state = Arc::new(Mutex::new(State { files: files.collect(), ..State::default() }));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -66,6 +71,17 @@ impl FakeHub {
             }
         });
         Self { port, state }
+    }
+
+    /// Adds small files of another model.
+    pub(crate) fn add(&self, id: &str, files: &[(&str, &str)]) {
+        let file = |&(name, text): &(&str, &str)| FakeFile {
+            id: id.into(),
+            name: name.into(),
+            content: text.as_bytes().to_vec(),
+            is_large: false,
+        };
+        self.state().files.extend(files.iter().map(file));
     }
 
     pub(crate) fn endpoint(&self) -> String {
@@ -100,16 +116,22 @@ fn serve(stream: TcpStream, port: u16, state: &Mutex<State>) -> std::io::Result<
     {
         return respond(stream, status, &[("X-Error-Code", code.into())], b"no\nmore", None);
     }
-    if request.path.starts_with("/api/models/org/model/revision/") {
-        let description = state.description.map_or_else(|| describe(&state), ToString::to_string);
+    if let Some((id, rest)) = request.path.strip_prefix("/api/models/").and_then(split_id)
+        && rest.starts_with("revision/")
+        && state.files.iter().any(|file| file.id == id)
+    {
+        let description = state.description.map_or_else(|| describe(&state, id), ToString::to_string);
         return respond(stream, 200, &[], description.as_bytes(), None);
     }
-    let hub = format!("/org/model/resolve/{COMMIT}/");
-    let file = |prefix: &str| {
-        let name = request.path.strip_prefix(prefix)?.replace("%20", " ");
-        state.files.iter().find(|file| file.name == name).cloned()
+    let file = |id: &str, name: &str| {
+        let name = name.replace("%20", " ");
+        state.files.iter().find(|file| file.id == id && file.name == name).cloned()
     };
-    if let Some(file) = file(&hub) {
+    let of_hub = request.path.strip_prefix('/').and_then(split_id).and_then(|(id, rest)| {
+        let name = rest.strip_prefix("resolve/")?.strip_prefix(COMMIT)?.strip_prefix('/')?;
+        file(id, name)
+    });
+    if let Some(file) = of_hub {
         let (size, hash) = (file.content.len(), hash(&file, state.wrong_hash));
         let etag = ("ETag", format!("\"{hash}\""));
         let commit = ("X-Repo-Commit", COMMIT.to_string());
@@ -121,8 +143,9 @@ fn serve(stream: TcpStream, port: u16, state: &Mutex<State>) -> std::io::Result<
         let body = if request.method == "HEAD" { &[][..] } else { &file.content };
         return respond_sized(stream, 200, &[etag, commit], body, size, None);
     }
-    let Some(file) = file("/storage/") else {
-        return respond(stream, 404, &[("X-Error-Code", "EntryNotFound".into())], b"", None);
+    let Some(file) = request.path.strip_prefix("/storage/").and_then(|name| file(MODEL, name)) else {
+        let code = if request.path.starts_with("/api/") { "RepoNotFound" } else { "EntryNotFound" };
+        return respond(stream, 404, &[("X-Error-Code", code.into())], b"", None);
     };
     let cut = state.cut_after.pop_front();
     let (ignore_ranges, stall) = (state.ignore_ranges, state.stall);
@@ -167,7 +190,13 @@ fn read_request(stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<Req
     Ok(Request { method, path, range_start })
 }
 
-fn describe(state: &State) -> String {
+/// `org/name` and what follows.
+fn split_id(path: &str) -> Option<(&str, &str)> {
+    let (end, _) = path.match_indices('/').nth(1)?;
+    Some((&path[..end], &path[end + 1..]))
+}
+
+fn describe(state: &State, id: &str) -> String {
     let entry = |file: &FakeFile| {
         let (name, size) = (&file.name, file.content.len() + state.announce_more);
         let hash = hash(file, state.wrong_hash);
@@ -180,8 +209,8 @@ fn describe(state: &State) -> String {
             }
         }
     };
-    let siblings: Vec<String> = state.files.iter().map(entry).collect();
-    format!(r#"{{"id":"org/model","sha":"{COMMIT}","siblings":[{}]}}"#, siblings.join(","))
+    let siblings: Vec<String> = state.files.iter().filter(|file| file.id == id).map(entry).collect();
+    format!(r#"{{"id":"{id}","sha":"{COMMIT}","siblings":[{}]}}"#, siblings.join(","))
 }
 
 fn hash(file: &FakeFile, wrong: bool) -> String {

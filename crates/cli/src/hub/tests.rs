@@ -41,6 +41,21 @@ fn n_files(folder: &Path) -> usize {
 }
 
 #[test]
+fn what_a_model_takes_from_another_one_is_pulled_too() {
+    let config = ("config.json", r#"{"model_type":"moondream1"}"#);
+    let files = [config, ("versions.txt", "2025-06-21"), ("tokenizer.json", "stale")];
+    let (hub, folder) = (FakeHub::start(&files, &[("model.safetensors", weights())]), tempfile::tempdir().unwrap());
+    let options = options(&hub, folder.path());
+    assert!(matches!(error(&options), HubError::NotFound { id, .. } if id == "moondream/starmie-v1"));
+    hub.add("moondream/starmie-v1", &[("README.md", "words"), ("tokenizer.json", "right")]);
+    let report = pull(&options).unwrap();
+    let borrowed = report.borrowed.as_ref().unwrap();
+    assert_eq!((report.n_downloaded, borrowed.n_files, borrowed.id.as_str()), (0, 1, "moondream/starmie-v1"));
+    let files = options.cache.resolve_model("org/model", None).unwrap();
+    assert_eq!(files.text("tokenizer.json").unwrap().unwrap(), "right");
+}
+
+#[test]
 fn pulls_into_the_shared_layout() {
     let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
     let options = options(&hub, folder.path());

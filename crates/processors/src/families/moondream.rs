@@ -255,8 +255,8 @@ impl TokenizerConfig {
             (Some(tokenizer), Some(revision)) if is_newer && end == Some(OLDER_END) => Err(Error::bad_tokenizer(
                 tokenizer.file(),
                 format_args!(
-                    "it is GPT-2's, but revision {revision} was trained with another; put tokenizer.json of \
-                     moondream/starmie-v1 in its place"
+                    "it is GPT-2's, but revision {revision} was trained with another: `ocelli pull` fetches it, \
+                     or put tokenizer.json of moondream/starmie-v1 in its place"
                 ),
             )),
             _ => Ok(if is_newer { Self::newer() } else { Self::older() }),
