@@ -1,7 +1,7 @@
 //! `config.json` in canonical form, whatever wrote it; see `canonical` for what that means.
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::canonical::canonicalise;
 use crate::error::{Error, Result};
@@ -29,8 +29,8 @@ impl Config {
     /// bytes.
     ///
     /// # Errors
-    /// [`Error::NotJson`]; [`Error::Value`] when it is no object, lacks `model_type` or has malformed rope or
-    /// quantisation settings; [`Error::UnsupportedQuantization`] naming the method.
+    /// [`Error::NotJson`]; [`Error::Value`] when it is no object, lacks `model_type`, has malformed rope or quantisation
+    /// settings or a size beyond all models; [`Error::UnsupportedQuantization`] naming the method.
     pub fn parse(json: &[u8], label: &str) -> Result<Self> {
         let file = label.to_string();
         let value: Value =
@@ -39,6 +39,7 @@ impl Config {
             return Err(Error::Value { file, key: "(root)".into(), message: "expected an object".into() });
         };
         canonicalise(&mut object);
+        check_sizes(&file, "", &object)?;
         let quantization = Quantization::from_config(&object, label)?;
         let root = Section { file, path: String::new(), value: Value::Object(object) };
         let model_type = root.string("model_type")?.ok_or_else(|| root.error("model_type", "missing"))?.to_string();
@@ -142,3 +143,37 @@ impl Section {
         Error::Value { file: self.file.clone(), key, message: message.into() }
     }
 }
+
+/// Refuses what is larger than in any model: such a number would have tables made of it before a tensor's shape shows that
+/// it is wrong.
+fn check_sizes(file: &str, path: &str, object: &Map<String, Value>) -> Result<()> {
+    for (key, value) in object {
+        let key_path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        if let Value::Object(inner) = value {
+            check_sizes(file, &key_path, inner)?;
+        }
+        let limit = MOST.iter().find(|(part, _)| key.contains(part)).map(|&(_, limit)| limit);
+        if let (Some(found), Some(limit)) = (value.as_u64(), limit)
+            && found > limit
+        {
+            let message = format!("{found} is more than any model has (at most {limit} is read)");
+            return Err(Error::Value { file: file.into(), key: key_path, message });
+        }
+    }
+    Ok(())
+}
+
+/// Parts of keys, the first that fits, and the most they may say.
+const MOST: [(&str, u64); 11] = [
+    ("layers", 4096),
+    ("depth", 4096),
+    ("vocab", 1 << 24),
+    ("image_size", 1 << 14),
+    ("crop_size", 1 << 14),
+    ("heads", 1 << 16),
+    ("experts", 1 << 16),
+    ("size", 1 << 20),
+    ("dim", 1 << 20),
+    ("width", 1 << 20),
+    ("d_model", 1 << 20),
+];

@@ -459,6 +459,9 @@ fn files_hint(found: &[String]) -> Option<String> {
         "ONNX models are not supported; use the original safetensors checkpoint"
     } else if found.iter().any(|name| name == "adapter_config.json") {
         "this is an adapter (LoRA); merge it into its base model first"
+    } else if found.iter().any(|name| name == "config.json") {
+        "the configuration is there, the weights are not: copy model.safetensors, or the parts that \
+         model.safetensors.index.json names, from the original model"
     } else if any_ends_with(".safetensors") {
         "the weights are there, the configuration is not: copy config.json from the original model"
     } else {

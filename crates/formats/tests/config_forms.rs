@@ -29,6 +29,19 @@ fn without_layer_types(config: &Config) -> Value {
 }
 
 #[test]
+fn sizes_beyond_all_models_are_refused_by_key() {
+    for (key, most) in [("hidden_size", 1 << 20), ("num_hidden_layers", 4096), ("image_size", 1 << 14)] {
+        let of = |value: u64| parse(&json!({"model_type": "any", "vision_config": {key: value}}));
+        assert!(of(most).is_ok(), "{key}");
+        let error = of(99_999_999_999).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("config.json: vision_config.{key}: 99999999999 is more than")), "{error}");
+        assert!(of(most + 1).is_err(), "{key}");
+    }
+    // A base of rotations is no size, and a long context costs nothing before it is used.
+    assert!(parse(&json!({"model_type": "any", "rope_theta": 5_000_000_000_u64})).is_ok());
+}
+
+#[test]
 fn published_and_transformers_5_forms_are_equal() {
     for family in ["idefics3", "smolvlm", "llama3", "qwen2", "qwen2_vl", "qwen2_5_vl", "llava", "gemma3", "qwen3_vl"] {
         let published = without_layer_types(&load(&format!("{family}.json")));
