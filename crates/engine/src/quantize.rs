@@ -4,6 +4,7 @@
 //! and gets its name when it is complete: whatever goes wrong, nothing is left behind.
 
 use std::collections::BTreeMap;
+use std::fs::DirEntry;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -77,7 +78,7 @@ pub fn quantize(
     if options.quant == Quant::None && options.quant_vision == Quant::None {
         return Err(Error::InvalidOption { name: "quant", value: "none".into(), expected: "q4 or q8" });
     }
-    check_target(target, force)?;
+    check_target(target, files, force)?;
     let (config, checkpoint) = (Config::load(files)?, Checkpoint::open(files)?);
     check_precision(files.label(), &checkpoint, options)?;
     let backend =
@@ -330,7 +331,8 @@ fn quantization(layouts: &BTreeMap<String, GroupedLayout>, options: &EngineOptio
     Value::Object(quantization)
 }
 
-fn check_target(target: &Path, force: bool) -> Result<()> {
+/// Whether the folder may be made or replaced: nothing of the user's own is.
+fn check_target(target: &Path, source: &ModelFiles, force: bool) -> Result<()> {
     let refuse = |reason: &str| Err(Error::Target { path: target.to_path_buf(), reason: reason.to_owned() });
     let Ok(about) = std::fs::symlink_metadata(target) else { return Ok(()) };
     if !about.is_dir() {
@@ -341,11 +343,31 @@ fn check_target(target: &Path, force: bool) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
+    let is_source = source.path().is_some_and(
+        |path| matches!((path.canonicalize(), target.canonicalize()), (Ok(path), Ok(target)) if path == target),
+    );
+    if is_source {
+        return refuse("this is the model itself, which would be lost");
+    }
     if !force {
         return refuse("the folder is not empty");
     }
-    let is_model = target.join("config.json").is_file() && !entries.iter().any(|entry| entry.path().is_dir());
-    if is_model { Ok(()) } else { refuse("the folder holds more than a model and is not replaced") }
+    let is_other = |entry: &&DirEntry| entry.path().is_dir() || !is_of_model(&entry.file_name().to_string_lossy());
+    if let Some(other) = entries.iter().find(is_other) {
+        let name = other.file_name().to_string_lossy().into_owned();
+        return refuse(&format!("the folder holds {name}, which is no file of a model, and is not replaced"));
+    }
+    if target.join("config.json").is_file() && target.join("model.safetensors").is_file() {
+        return Ok(());
+    }
+    refuse("the folder holds no model and is not replaced")
+}
+
+/// Whether a file belongs to a model that was written here or downloaded.
+fn is_of_model(name: &str) -> bool {
+    let endings = [".safetensors", ".json", ".jinja", ".model", ".tiktoken"];
+    let texts = ["merges.txt", "vocab.txt", "versions.txt", "README.md", "LICENSE", ".gitattributes"];
+    endings.iter().any(|ending| name.ends_with(ending)) || texts.contains(&name)
 }
 
 /// A folder in the making, deleted unless it is finished.

@@ -136,15 +136,23 @@ fn what_is_there_is_replaced_only_when_asked() {
     std::fs::create_dir_all(target.join("letters")).unwrap();
     std::fs::write(target.join("letters/a.txt"), "dear").unwrap();
     assert!(message(false).ends_with("the folder is not empty"));
-    assert!(message(true).ends_with("the folder holds more than a model and is not replaced"));
+    assert!(message(true).ends_with("the folder holds letters, which is no file of a model, and is not replaced"));
     assert_eq!(std::fs::read_to_string(target.join("letters/a.txt")).unwrap(), "dear");
     std::fs::remove_dir_all(&target).unwrap();
     write(false).unwrap();
-    std::fs::write(target.join("old.txt"), "old").unwrap();
+    std::fs::write(target.join("old.json"), "old").unwrap();
     assert!(matches!(write(false), Err(Error::Target { .. })));
     write(true).unwrap();
-    assert!(!target.join("old.txt").exists());
+    assert!(!target.join("old.json").exists());
+    // A picture beside a model is somebody's, and a program's settings are no model.
+    std::fs::write(target.join("photo.png"), "dear").unwrap();
+    assert!(message(true).contains("holds photo.png, which is no file of a model"));
+    std::fs::remove_file(target.join("photo.png")).unwrap();
+    std::fs::remove_file(target.join("model.safetensors")).unwrap();
+    assert!(message(true).ends_with("the folder holds no model and is not replaced"));
     std::fs::remove_dir_all(&target).unwrap();
+    let itself = quantize(&files, &fixture("qwen2"), &options, true, &go_on).unwrap_err().to_string();
+    assert!(itself.ends_with("this is the model itself, which would be lost"), "{itself}");
     std::fs::write(&target, "a file").unwrap();
     assert!(message(true).ends_with("there is a file of this name"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
