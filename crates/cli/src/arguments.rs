@@ -98,7 +98,7 @@ Examples:
   ocelli describe photo.jpg --model Salesforce/blip2-opt-2.7b --speed quality
   ocelli describe photo.jpg --model HuggingFaceTB/SmolVLM-256M-Instruct --image-tokens 16
   ocelli describe clip.mp4 --model Qwen/Qwen2.5-VL-3B-Instruct --max-frames 16
-  ocelli describe cat.png --raw --prompt \"User:<image>What is this?\\nAssistant:\"")]
+  ocelli describe cat.png --raw --prompt \"$(printf 'User:<image>What is this?\\nAssistant:')\"")]
 pub(crate) struct DescribeArgs {
     /// Pictures, videos, folders of them, patterns such as 'photos/*.jpg', or `-` for standard input
     #[arg(value_name = "IMAGE|VIDEO|DIR|GLOB|-", required = true, value_hint = ValueHint::AnyPath)]
@@ -221,7 +221,7 @@ pub(crate) struct ChatArgs {
 #[command(after_help = "\
 Examples:
   ocelli pull HuggingFaceTB/SmolVLM-256M-Instruct
-  ocelli pull HuggingFaceTB/SmolVLM-256M-Instruct --revision 7e3e67edbbed1bf9888184d9df282b700a323964
+  ocelli pull HuggingFaceTB/SmolVLM-256M-Instruct --revision main
   HF_TOKEN=hf_... ocelli pull my-org/private-model")]
 pub(crate) struct PullArgs {
     /// The model's id on the hub

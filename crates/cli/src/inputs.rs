@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read, stdin};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use glob::MatchOptions;
+use glob::{MatchOptions, Pattern, PatternError};
 use ocelli_processors::{
     Content, Error, Image, ImageLimits, Processor, Video, VideoOptions, VideoSource, decode_image, is_animated,
 };
@@ -231,13 +231,10 @@ fn as_pattern(path: &Path) -> Option<&str> {
 
 /// The files that match, and those of the kind in the folders that match, sorted.
 fn matches(pattern: &str, recursive: bool, kind: &Kind) -> Result<Folder, Failure> {
-    // As in a shell, `*` leaves hidden files out.
-    let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
-    let paths = glob::glob_with(pattern, options)
+    let paths = expand(pattern)
         .map_err(|error| Failure::message(Exit::Usage, format!("{pattern} is not a valid pattern: {}", error.msg)))?;
     let mut found = Folder::default();
-    // What cannot be looked into matches nothing, as in a shell.
-    for path in paths.flatten() {
+    for path in paths {
         if path.is_dir() {
             found.extend(Folder::read(&path, recursive, kind)?);
         } else {
@@ -245,6 +242,50 @@ fn matches(pattern: &str, recursive: bool, kind: &Kind) -> Result<Folder, Failur
         }
     }
     Ok(found)
+}
+
+/// The paths that match, sorted. The library compares names; its own search of folders panics at a name that is not UTF-8.
+fn expand(pattern: &str) -> Result<Vec<PathBuf>, PatternError> {
+    // As in a shell, `*` leaves hidden files out.
+    let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
+    let mut found = vec![PathBuf::new()];
+    for part in Path::new(pattern).components() {
+        let text = part.as_os_str().to_str().unwrap_or_default();
+        found = if text == "**" {
+            found.into_iter().flat_map(folders_below).collect()
+        } else if text.contains(['*', '?', '[']) {
+            let pattern = Pattern::new(text)?;
+            let matching = |name: &OsString| pattern.matches_with(&name.to_string_lossy(), options);
+            let inside =
+                |from: &PathBuf| names_in(from).filter(matching).map(|name| from.join(name)).collect::<Vec<_>>();
+            found.iter().flat_map(inside).collect()
+        } else {
+            let paths = found.iter().map(|from| from.join(part));
+            paths.filter(|path| path.symlink_metadata().is_ok()).collect()
+        };
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// A folder and all folders inside it but hidden ones; links are not followed.
+fn folders_below(folder: PathBuf) -> Vec<PathBuf> {
+    let mut all = vec![folder];
+    let mut next = 0;
+    while next < all.len() {
+        let inside = names_in(&all[next]).filter(|name| !name.to_string_lossy().starts_with('.'));
+        let inside: Vec<PathBuf> = inside.map(|name| all[next].join(name)).collect();
+        all.extend(inside.into_iter().filter(|path| path.symlink_metadata().is_ok_and(|about| about.is_dir())));
+        next += 1;
+    }
+    all
+}
+
+/// What a folder holds; nothing where it cannot be looked into, as in a shell.
+fn names_in(folder: &Path) -> impl Iterator<Item = OsString> + use<> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name())
 }
 
 /// What a folder holds.
@@ -346,6 +387,34 @@ mod tests {
         assert!(names(folder.path(), &["a[.jpg"], false).unwrap_err().contains("not a valid pattern"));
         std::fs::write(folder.path().join("x[1].png"), "").unwrap();
         assert_eq!(names(folder.path(), &["x[1].png"], false).unwrap(), ["x[1].png"], "a file of that very name");
+    }
+
+    #[test]
+    fn patterns_reach_into_folders() {
+        let folder = folder();
+        std::fs::create_dir_all(folder.path().join("inner/deep")).unwrap();
+        std::fs::create_dir(folder.path().join(".hidden")).unwrap();
+        for name in ["inner/deep/d.jpg", ".hidden/e.jpg"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let names = |pattern| names(folder.path(), &[pattern], false).unwrap();
+        assert_eq!(names("**/*.jpg"), ["a.jpg", "inner/deep/d.jpg"]);
+        assert_eq!(names("inner/*/?.jpg"), ["inner/deep/d.jpg"]);
+        assert_eq!(names("i[n]ner/c.webp"), ["inner/c.webp"]);
+        assert_eq!(names(".h*/*"), [".hidden/e.jpg"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn patterns_pass_names_that_are_no_text() {
+        use std::os::unix::ffi::OsStrExt;
+
+        let folder = folder();
+        let name = OsStr::from_bytes(b"n\xff.png");
+        std::fs::write(folder.path().join(name), "").unwrap();
+        assert_eq!(names(folder.path(), &["*.jpg"], false).unwrap(), ["a.jpg"]);
+        let found = expand(folder.path().join("n*.png").to_str().unwrap()).unwrap();
+        assert_eq!(found, [folder.path().join(name)]);
     }
 
     #[test]

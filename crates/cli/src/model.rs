@@ -79,6 +79,10 @@ pub(crate) fn introduce(model: &OsStr) {
 /// template.
 pub(crate) fn require(engine: &Engine, look: Option<Detail>, raw: bool) -> Result<(), Failure> {
     let info = engine.info();
+    if engine.processor().mel_extractor().is_some() {
+        let message = format!("{} ({}) answers about recordings only", info.label, info.model_type);
+        return Err(Failure::message(Exit::Model, message).with_hint("give it one with `ocelli transcribe`"));
+    }
     if let Some(detail) = look {
         let Some(images) = engine.processor().image_processor() else {
             let message = format!("{} ({}) is a text model: it cannot see images", info.label, info.model_type);

@@ -20,10 +20,6 @@ Examples:
 pub(crate) struct DetectArgs {
     #[command(flatten)]
     pub(crate) locate: LocateArgs,
-
-    /// Write a copy of the picture with the boxes drawn on it, as PNG
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) draw: Option<PathBuf>,
 }
 
 /// Find things in a picture: a point on each
@@ -34,7 +30,8 @@ pub(crate) struct DetectArgs {
 #[command(after_help = "\
 Examples:
   ocelli point street.jpg \"traffic light\" --model vikhyatk/moondream2
-  ocelli point sheep.jpg sheep --model ./moondream2 --json")]
+  ocelli point sheep.jpg sheep --model ./moondream2 --json
+  ocelli point sheep.jpg sheep --model ./moondream2 --draw found.png")]
 pub(crate) struct PointArgs {
     #[command(flatten)]
     pub(crate) locate: LocateArgs,
@@ -55,10 +52,20 @@ pub(crate) struct LocateArgs {
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) max: u16,
 
+    /// Write a copy of the picture with what was found drawn on it, as PNG
+    #[arg(long, value_name = "FILE.png", value_hint = ValueHint::FilePath, value_parser = png)]
+    pub(crate) draw: Option<PathBuf>,
+
     /// Print a JSON object, with fractions of the picture's sides as well
     #[arg(long)]
     pub(crate) json: bool,
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+}
+
+fn png(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_png = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    if is_png { Ok(path) } else { Err("the file must end in .png".into()) }
 }

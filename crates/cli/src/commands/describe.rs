@@ -15,7 +15,7 @@ use crate::model;
 use crate::output::OutFile;
 use crate::record::Record;
 use crate::summary::Summary;
-use crate::terminal::{AnswerPrinter, note, one_line, print, print_answer, progress_bar};
+use crate::terminal::{AnswerPrinter, closed_is_fine, note, one_line, print, print_answer, printable, progress_bar};
 
 pub(crate) fn run(args: &DescribeArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
@@ -99,7 +99,7 @@ impl Batch<'_> {
         let started = Instant::now();
         let mut exit = Exit::Success;
         for (picture_idx, input) in pictures.iter().enumerate() {
-            self.bar.set_message(input.name());
+            self.bar.set_message(printable(&input.name()).into_owned());
             let picture_started = Instant::now();
             let result = self.ask(input, &graceful);
             if graceful.interrupted() {
@@ -142,14 +142,14 @@ impl Batch<'_> {
         let request = model::request(prompt, vec![shown], *raw, how.prompting.chat_options(), self.options.clone());
         let (mut closed, mut printer) = (None, AnswerPrinter::new());
         let result = model::answer(&self.engine, request, graceful, |piece| {
-            let printed = if self.show == Show::Stream { printer.show(piece) } else { Ok(()) };
+            let printed = if self.show == Show::Stream { self.shown(printer.show(piece)) } else { Ok(()) };
             printed.inspect_err(|error| closed = Some(error.kind()))
         });
         if let Some(kind) = closed {
             return Err(Problem::Output(std::io::Error::from(kind).into()));
         }
         if self.show == Show::Stream && (result.is_ok() || graceful.interrupted()) {
-            print("\n").map_err(|error| Problem::Output(error.into()))?;
+            self.shown(print("\n")).map_err(|error| Problem::Output(error.into()))?;
         }
         let mut answer = result.map_err(Problem::Picture)?;
         // For the user, the file's decoding is a part of the picture's preparation.
@@ -158,14 +158,20 @@ impl Batch<'_> {
         Ok(answer)
     }
 
+    /// What showing something came to. A reader that has gone ends the run, but not one that fills a file as well.
+    fn shown(&self, printed: std::io::Result<()>) -> std::io::Result<()> {
+        printed.or_else(|error| if self.out.is_some() { closed_is_fine(error) } else { Err(error) })
+    }
+
     /// Shows an answer and writes its row.
     fn keep(&mut self, image: &str, answer: &Answer) -> Result<(), Failure> {
         let record = Record::answered(&[image.to_owned()], &self.engine.info().label, answer);
-        self.bar.suspend(|| match self.show {
+        let printed = self.bar.suspend(|| match self.show {
             Show::Stream => Ok(()),
             Show::Lines => print_answer(&format!("{image}: {}\n", one_line(&answer.text))),
             Show::Json => print(&format!("{}\n", record.to_json())),
-        })?;
+        });
+        self.shown(printed)?;
         let of_image = if self.is_single { String::new() } else { format!("{image}: ") };
         self.bar.suspend(|| {
             if let Some(notice) = &answer.notice {
@@ -183,7 +189,8 @@ impl Batch<'_> {
         self.summary.failed(image, &failure.text());
         let record = Record::failed(&[image.to_owned()], &self.engine.info().label, &failure.text());
         if self.show == Show::Json {
-            self.bar.suspend(|| print(&format!("{}\n", record.to_json())))?;
+            let printed = self.bar.suspend(|| print(&format!("{}\n", record.to_json())));
+            self.shown(printed)?;
         }
         self.out.as_mut().map_or(Ok(()), |out| out.write(&record))?;
         // Of several, the summary lists those that failed.

@@ -1,5 +1,7 @@
 //! `ocelli detect` and `ocelli point`: where something is in a picture.
 
+use std::path::Path;
+
 use anyhow::Context;
 use ocelli_engine::{LocateRequest, Located};
 use ocelli_processors::{Image, ImageLimits};
@@ -14,14 +16,7 @@ use crate::regions::{edges, middle, object};
 use crate::terminal::{note, print};
 
 pub(crate) fn detect(args: &DetectArgs) -> Outcome {
-    let (mut image, located) = locate(&args.locate, true)?;
-    if let Some(path) = &args.draw {
-        for region in &located.regions {
-            let thickness = (image.width.max(image.height) / 300).max(2);
-            image.outline(edges(region, &image), thickness, COLOUR);
-        }
-        std::fs::write(path, image.to_png()?).with_context(|| path.display().to_string())?;
-    }
+    let (image, located) = locate(&args.locate, true)?;
     show(&args.locate, &located, &image, "boxes")
 }
 
@@ -32,6 +27,12 @@ pub(crate) fn point(args: &PointArgs) -> Outcome {
 
 fn locate(args: &LocateArgs, boxes: bool) -> Result<(Image, Located), Failure> {
     let input = Input::single(&args.image);
+    if let (Some(target), Input::File(source)) = (&args.draw, &input)
+        && matches!((target.canonicalize(), source.canonicalize()), (Ok(target), Ok(source)) if target == source)
+    {
+        let message = format!("{} is the picture itself, which would be lost", target.display());
+        return Err(Failure::message(Exit::Usage, message).with_hint("draw into another file"));
+    }
     let image = input.decode(&ImageLimits::default()).with_context(|| input.name())?;
     let files = model::find(&args.model.model, args.model.revision.as_deref())?;
     let engine = model::load(&files, &args.model.device)?;
@@ -41,7 +42,31 @@ fn locate(args: &LocateArgs, boxes: bool) -> Result<(Image, Located), Failure> {
     Ok((image, located))
 }
 
+/// Draws boxes, and small ones around points, into a copy of the picture.
+fn draw(path: &Path, image: &Image, located: &Located) -> anyhow::Result<()> {
+    let (mut drawn, long) = (image.clone(), image.width.max(image.height));
+    for region in &located.regions {
+        let around = if region.size.is_some() {
+            edges(region, image)
+        } else {
+            let ([x, y], reach) = (middle(region, image), (long / 60).max(4));
+            [x.saturating_sub(reach), y.saturating_sub(reach), x + reach + 1, y + reach + 1]
+        };
+        drawn.outline(around, (long / 300).max(2), COLOUR);
+    }
+    std::fs::write(path, drawn.to_png()?).with_context(|| path.display().to_string())
+}
+
 fn show(args: &LocateArgs, located: &Located, image: &Image, name: &str) -> Outcome {
+    // What was found is shown first: it is not lost if the picture cannot be written.
+    show_regions(args, located, image, name)?;
+    if let Some(path) = &args.draw {
+        draw(path, image, located)?;
+    }
+    Ok(Exit::Success)
+}
+
+fn show_regions(args: &LocateArgs, located: &Located, image: &Image, name: &str) -> Outcome {
     let regions = &located.regions;
     if args.json {
         let found: Vec<Value> = regions.iter().map(|region| object(region, image)).collect();

@@ -17,7 +17,7 @@ use crate::inputs::{AUDIO, Input, collect, plain};
 use crate::interrupt::Graceful;
 use crate::model;
 use crate::output::Layout;
-use crate::terminal::{note, one_line, print, print_answer, progress_bar};
+use crate::terminal::{note, one_line, print, print_answer, printable, progress_bar};
 
 pub(crate) fn run(args: &TranscribeArgs) -> Outcome {
     let options = args.speech.options();
@@ -152,7 +152,7 @@ impl Batch<'_> {
         let audio = decode(&task.input, &self.engine)?;
         remarks(&audio).iter().for_each(|remark| note(&format!("notice: {name}: {remark}")));
         let bar = progress_bar(audio.seconds().ceil() as usize, "s");
-        bar.set_message(place.to_owned());
+        bar.set_message(printable(place).into_owned());
         let transcription = self.engine.transcribe(audio.samples, self.options.clone());
         graceful.watch(transcription.cancel_handle());
         let streams = self.is_single && task.target.is_none() && self.args.format != TranscriptFormat::Json;

@@ -19,7 +19,7 @@ use crate::interrupt::Graceful;
 use crate::model;
 use crate::output::{OutFile, Row};
 use crate::summary::Summary;
-use crate::terminal::{note, print, print_answer, progress_bar};
+use crate::terminal::{closed_is_fine, note, print, print_answer, printable, progress_bar};
 
 /// A run.
 pub(crate) struct Run<'a> {
@@ -119,7 +119,8 @@ impl Run<'_> {
             if !item.lacks(step) {
                 continue;
             }
-            worker.bar.set_message(format!("{}{}: {}", worker.place, step.name, item.file));
+            let message = format!("{}{}: {}", worker.place, step.name, item.file);
+            worker.bar.set_message(printable(&message).into_owned());
             let started = Instant::now();
             let result = worker.run(step, engine, &item.fields);
             item.elapsed += started.elapsed();
@@ -149,7 +150,12 @@ impl Run<'_> {
         self.out.as_mut().map_or(Ok(()), |out| out.write(&record))?;
         let shown =
             || if self.args.json { print(&format!("{}\n", record.json())) } else { print_answer(&record.block()) };
-        Ok(worker.bar.suspend(shown)?)
+        Ok(self.shown(worker.bar.suspend(shown))?)
+    }
+
+    /// What showing something came to. A reader that has gone ends the run, but not one that fills a file as well.
+    fn shown(&self, printed: std::io::Result<()>) -> std::io::Result<()> {
+        printed.or_else(|error| if self.out.is_some() { closed_is_fine(error) } else { Err(error) })
     }
 
     fn fail(&mut self, item: &mut Item, failure: &Failure, worker: &Worker<'_>) -> Result<(), Failure> {
@@ -159,7 +165,7 @@ impl Run<'_> {
         let record = self.record(item, Some(&text));
         self.out.as_mut().map_or(Ok(()), |out| out.write(&record))?;
         if self.args.json {
-            worker.bar.suspend(|| print(&format!("{}\n", record.json())))?;
+            self.shown(worker.bar.suspend(|| print(&format!("{}\n", record.json()))))?;
         }
         // Of several, the summary lists those that failed.
         self.exit = if self.is_single { failure.report_about(&item.file) } else { Exit::Failed };

@@ -21,7 +21,7 @@ use crate::interrupt::Graceful;
 use crate::model;
 use crate::record::OneOrMany;
 use crate::regions::object;
-use crate::terminal::note;
+use crate::terminal::{note, printable};
 
 /// What steps need beside the fields.
 pub(super) struct Worker<'a> {
@@ -221,7 +221,7 @@ impl Asking<'_> {
         for event in transcription {
             match event? {
                 TranscribeEvent::Progress { seconds } => {
-                    bar.set_message(format!("{place}{path} ({seconds:.0}/{duration:.0} s)"))
+                    bar.set_message(printable(&format!("{place}{path} ({seconds:.0}/{duration:.0} s)")).into_owned())
                 }
                 TranscribeEvent::Done(transcript) => return Ok(serde_json::to_value(transcript)?),
                 TranscribeEvent::Started { .. } | TranscribeEvent::Segment(_) => {}

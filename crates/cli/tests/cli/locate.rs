@@ -24,8 +24,25 @@ fn boxes_are_lines_objects_or_drawn() {
     let drawn = std::fs::read(scratch.path().join("found.png")).unwrap();
     assert!(drawn.starts_with(b"\x89PNG") && drawn != std::fs::read(&image).unwrap());
 
-    let ran = scratch.run(["point", &image, "red circle", "--model", &model, "--max", "1"]);
+    let point = ["point", &image, "red circle", "--model", &model, "--max", "1"];
+    let ran = scratch.run(point.into_iter().chain(["--draw", "point.png"]));
     assert_eq!(ran.ok().split_whitespace().count(), 2, "{ran:?}");
+    let pointed = std::fs::read(scratch.path().join("point.png")).unwrap();
+    assert!(pointed.starts_with(b"\x89PNG") && pointed != drawn);
+}
+
+#[test]
+fn a_drawing_replaces_no_picture_that_was_looked_at() {
+    let (scratch, model) = (Scratch::new(), fixture());
+    scratch.write("a.png", &picture());
+    let ran = scratch.run(["detect", "a.png", "dog", "--model", &model, "--draw", "./a.png"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.stderr.contains("./a.png is the picture itself"), "{ran:?}");
+    assert_eq!(std::fs::read(scratch.path().join("a.png")).unwrap(), picture());
+    let ran = scratch.run(["detect", "a.png", "dog", "--model", &model, "--draw", "b.jpg"]);
+    assert!(ran.code == 2 && ran.stderr.contains("must end in .png"), "{ran:?}");
+    let ran = scratch.run(["detect", "a.png", "dog", "--model", &model, "--max", "1", "--draw", "no/where.png"]);
+    assert!(ran.code != 0 && ran.stdout.lines().count() == 1, "what was found is shown: {ran:?}");
 }
 
 #[test]

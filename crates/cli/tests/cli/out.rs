@@ -33,6 +33,21 @@ fn every_picture_has_a_row_in_every_format() {
     assert!(markdown.contains("| ![](pics/a.png) | pics/a.png | "), "{markdown}");
 }
 
+#[cfg(unix)]
+#[test]
+fn the_file_is_finished_when_the_reader_of_the_answers_has_gone() {
+    use std::io::Read;
+    use std::process::Stdio;
+
+    let scratch = Scratch::with_pictures();
+    scratch.write("pics/b.png", &picture());
+    let arguments = ["describe", "pics", "--max-tokens", "3", "--json", "--out", "out.jsonl"];
+    let mut child = scratch.command(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(scratch.read("out.jsonl").lines().count(), 3);
+}
+
 #[test]
 fn rows_are_resumed_also_after_a_cut() {
     for file in FILES {
