@@ -22,7 +22,8 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome {
     // Before anything runs: a mistyped path should not cost minutes.
     let earlier = args.compare.as_deref().map(Earlier::read).transpose()?;
     let report = measure(args)?;
-    for doubt in table::doubts(&report.load) {
+    warn_of_limits(&report.machine);
+    for doubt in table::doubts(&report.load, "the model's") {
         note(&format!("warning: {doubt}"));
     }
     // What was measured is shown even if it cannot be compared.
@@ -34,6 +35,13 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome {
         std::fs::write(path, picture).with_context(|| path.display().to_string())?;
     }
     compared.map(|_| Exit::Success)
+}
+
+/// Limits that were measured beside other work are too low, and shares of them too high.
+fn warn_of_limits(machine: &Machine) {
+    for doubt in table::doubts(&machine.load, "the machine's") {
+        note(&format!("warning: while its limits were measured, {doubt}"));
+    }
 }
 
 fn text(args: &BenchArgs, report: &Report, comparison: Option<&Comparison>) -> Result<String, Failure> {
@@ -98,6 +106,7 @@ fn machine_only(args: &BenchArgs) -> Outcome {
         }
     }
     let machine: Machine = bench::measure_machine(&args.device.options(), true)?;
+    warn_of_limits(&machine);
     let text = if args.json {
         format!("{}\n", serde_json::to_string(&machine)?)
     } else if args.md {

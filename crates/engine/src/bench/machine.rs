@@ -6,6 +6,7 @@ use std::fs;
 use ocelli_backend_cpu::{CpuBackend, machine};
 use serde::Serialize;
 
+use super::busy::{Clock, Load};
 use super::subject::backend;
 use crate::error::Result;
 use crate::options::EngineOptions;
@@ -24,6 +25,8 @@ pub struct Machine {
     pub read_bytes_per_second: f64,
     /// What matrix products come to; empty unless they were asked for.
     pub products: Vec<Product>,
+    /// How busy the machine was meanwhile.
+    pub load: Load,
 }
 
 /// A matrix product next to what limits it.
@@ -61,16 +64,18 @@ pub struct Share {
 /// When the device cannot be used as asked.
 pub fn measure_machine(options: &EngineOptions, products: bool) -> Result<Machine> {
     let backend: CpuBackend = backend(options)?;
+    let (load_average, clock) = (Load::average(), Clock::start());
     let limits = Machine {
         threads: backend.threads(),
         isa: backend.isa(),
         operations_per_second: machine::peaks(&backend).collect(),
         read_bytes_per_second: machine::read_bandwidth(&backend),
         products: Vec::new(),
+        load: Load::default(),
     };
     let measured = products.then(|| machine::products(&backend)).into_iter().flatten();
     let products = measured.map(|product| limits.judge(product)).collect();
-    Ok(Machine { products, ..limits })
+    Ok(Machine { products, load: clock.stop(load_average, limits.threads), ..limits })
 }
 
 impl Machine {
@@ -138,6 +143,7 @@ mod tests {
             operations_per_second: kinds.iter().copied().collect(),
             read_bytes_per_second: 50.0,
             products: Vec::new(),
+            load: Load::default(),
         };
         let all = machine(&[("f32", 10.0), ("bf16", 20.0), ("int8", 40.0)]);
         for (bytes_per_weight, of, share) in

@@ -239,15 +239,15 @@ pub(super) fn singles(report: &Report) -> Vec<(&'static str, &'static str, f64)>
     rows.into_iter().filter_map(|(name, unit, value)| Some((name, unit, value?))).collect()
 }
 
-/// Why the figures may not be the model's alone, or not repeatable.
-pub(super) fn doubts(load: &Load) -> Vec<String> {
+/// Why the figures, which should be `whose` alone, may not be or may not be repeatable.
+pub(super) fn doubts(load: &Load, whose: &str) -> Vec<String> {
     let mut doubts = Vec::new();
     if load.was_busy {
         let mut reasons = Vec::new();
         reasons.extend(load.load_average.map(|load| format!("load average {load:.2} before it began")));
         reasons.extend(load.waiting_share.map(|share| format!("threads waited {:.1} % of the time", 100.0 * share)));
         reasons.extend(load.other_processors.map(|others| format!("others kept {others:.2} processors busy")));
-        doubts.push(format!("the machine was busy ({}): the figures are not the model's alone", reasons.join(", ")));
+        doubts.push(format!("the machine was busy ({}): the figures are not {whose} alone", reasons.join(", ")));
     }
     if let Some(clock) = load.slowest_clock.filter(|_| load.was_throttled) {
         let percent = 100.0 * clock;
