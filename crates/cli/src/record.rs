@@ -16,6 +16,8 @@ pub(crate) struct Record {
     /// What it was taken for; nothing where it could not be read.
     pub(crate) kind: OneOrMany<Kind>,
     pub(crate) model: String,
+    /// What was asked; nothing where it was what the model is made for.
+    pub(crate) prompt: Option<String>,
     pub(crate) text: Option<String>,
     /// What the model thought before it answered; left out where it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,11 +67,12 @@ impl<T> FromIterator<T> for OneOrMany<T> {
 
 impl Record {
     /// The record of an answer.
-    pub(crate) fn answered(images: &[String], model: &str, answer: &Answer) -> Self {
+    pub(crate) fn answered(images: &[String], model: &str, prompt: Option<&str>, answer: &Answer) -> Self {
         Self {
             image: images.iter().cloned().collect(),
             kind: answer.images.iter().map(|image| if image.frames > 1 { Kind::Video } else { Kind::Image }).collect(),
             model: model.to_owned(),
+            prompt: prompt.map(str::to_owned),
             text: Some(answer.text.clone()),
             reasoning_content: answer.reasoning.clone(),
             token_ids: Some(answer.token_ids.clone()),
@@ -85,11 +88,12 @@ impl Record {
     }
 
     /// The record of a failure.
-    pub(crate) fn failed(images: &[String], model: &str, error: &str) -> Self {
+    pub(crate) fn failed(images: &[String], model: &str, prompt: Option<&str>, error: &str) -> Self {
         Self {
             image: images.iter().cloned().collect(),
             kind: OneOrMany::None(()),
             model: model.to_owned(),
+            prompt: prompt.map(str::to_owned),
             text: None,
             reasoning_content: None,
             token_ids: None,
@@ -109,6 +113,7 @@ impl Record {
         Sheet {
             subject: "image",
             source: "model",
+            question: Some("prompt"),
             csv: CSV.split(',').map(str::to_owned).collect(),
             markdown: vec!["text".to_owned()],
             has_pictures: true,
@@ -136,6 +141,10 @@ impl Row for Record {
 
     fn source(&self) -> &str {
         &self.model
+    }
+
+    fn question(&self) -> &str {
+        self.prompt.as_deref().unwrap_or_default()
     }
 
     fn error(&self) -> Option<&str> {
@@ -193,7 +202,7 @@ fn rounded(timings: Timings) -> Timings {
     }
 }
 
-/// The columns between the model and the error.
+/// The columns between the prompt and the error.
 const CSV: &str = "kind,text,finish_reason,image_size,resized_to,vision_tokens,prompt_tokens,completion_tokens,\
     preprocess_ms,vision_ms,prefill_ms,decode_ms,ttft_ms,tokens_per_second";
 
@@ -203,17 +212,17 @@ mod tests {
 
     #[test]
     fn a_failure_has_its_image_its_model_and_its_error_only() {
-        let record = Record::failed(&["a.png".into()], "demo", "no such file");
+        let record = Record::failed(&["a.png".into()], "demo", None, "no such file");
         assert_eq!(
             record.to_json(),
-            r#"{"image":"a.png","kind":null,"model":"demo","text":null,"token_ids":null,"finish_reason":null,"image_size":null,"resized_to":null,"vision_tokens":null,"prompt_tokens":null,"completion_tokens":null,"timings":null,"error":"no such file"}"#
+            r#"{"image":"a.png","kind":null,"model":"demo","prompt":null,"text":null,"token_ids":null,"finish_reason":null,"image_size":null,"resized_to":null,"vision_tokens":null,"prompt_tokens":null,"completion_tokens":null,"timings":null,"error":"no such file"}"#
         );
     }
 
     #[test]
     fn several_pictures_are_a_list() {
-        let record = Record::failed(&["a".into(), "b".into()], "m", "e");
+        let record = Record::failed(&["a".into(), "b".into()], "m", None, "e");
         assert!(record.to_json().starts_with(r#"{"image":["a","b"],"#));
-        assert!(Record::failed(&[], "m", "e").to_json().starts_with(r#"{"image":null,"#));
+        assert!(Record::failed(&[], "m", None, "e").to_json().starts_with(r#"{"image":null,"#));
     }
 }

@@ -21,7 +21,8 @@ pub(crate) fn run(args: &DescribeArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
     let files = model::find(&args.model.model, args.model.revision.as_deref())?;
     let mut inputs = find_inputs(args, &files)?;
-    let open = |path| OutFile::open(path, args.resume, Record::sheet(), files.label());
+    let question = args.prompt.as_deref().unwrap_or_default();
+    let open = |path| OutFile::open(path, args.resume, Record::sheet(), files.label(), question);
     let out = args.out.as_ref().map(open).transpose()?;
 
     let is_single = matches!(args.images.as_slice(), [only] if inputs.files == [Input::single(only)]);
@@ -165,7 +166,8 @@ impl Batch<'_> {
 
     /// Shows an answer and writes its row.
     fn keep(&mut self, image: &str, answer: &Answer) -> Result<(), Failure> {
-        let record = Record::answered(&[image.to_owned()], &self.engine.info().label, answer);
+        let record =
+            Record::answered(&[image.to_owned()], &self.engine.info().label, self.args.prompt.as_deref(), answer);
         let printed = self.bar.suspend(|| match self.show {
             Show::Stream => Ok(()),
             Show::Lines => print_answer(&format!("{image}: {}\n", one_line(&answer.text))),
@@ -187,7 +189,8 @@ impl Batch<'_> {
     /// Notes a picture that failed and writes its row; tells how a run over this picture alone exits.
     fn keep_failure(&mut self, image: &str, failure: &Failure) -> Outcome {
         self.summary.failed(image, &failure.text());
-        let record = Record::failed(&[image.to_owned()], &self.engine.info().label, &failure.text());
+        let (label, prompt) = (&self.engine.info().label, self.args.prompt.as_deref());
+        let record = Record::failed(&[image.to_owned()], label, prompt, &failure.text());
         if self.show == Show::Json {
             let printed = self.bar.suspend(|| print(&format!("{}\n", record.to_json())));
             self.shown(printed)?;

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &PipeArgs) -> Outcome {
         return Ok(Exit::Success);
     }
     plan.check()?;
-    let open = |path: &OutPath| OutFile::open(path, args.resume, PipeRecord::sheet(&spec), &spec.source);
+    let open = |path: &OutPath| OutFile::open(path, args.resume, PipeRecord::sheet(&spec), &spec.source, "");
     let out = args.out.as_ref().map(open).transpose()?;
     let unfinished = args.out.as_ref().map(|path| open(&path.unfinished())).transpose()?;
     if let Some(folder) = &args.keep_crops {

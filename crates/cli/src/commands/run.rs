@@ -31,7 +31,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     // Before the model is loaded: a mistyped path should not cost a minute.
     let (mut shown, mut decode_ms) = match decode(&inputs, &args.answer.prompting.image_limits()) {
         Ok(images) => (images, started.elapsed().as_secs_f64() * 1e3),
-        Err(failure) => return fail(args, &names, files.label(), failure),
+        Err(failure) => return fail(args, &names, files.label(), &prompt, failure),
     };
     if !args.answer.json {
         model::introduce(&args.model.model);
@@ -43,16 +43,16 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     // Which frames of a video are read depends on the model.
     match watch(args, &videos, &engine) {
         Ok(videos) => shown.extend(videos),
-        Err(failure) => return fail(args, &names, files.label(), failure),
+        Err(failure) => return fail(args, &names, files.label(), &prompt, failure),
     }
     decode_ms += started.elapsed().as_secs_f64() * 1e3;
     match answer(args, &engine, &prompt, shown) {
         Ok(mut answer) => {
             answer.timings.preprocess_ms += decode_ms;
             answer.timings.ttft_ms += decode_ms;
-            finish(args, &names, &engine.info().label, &answer)
+            finish(args, &names, &engine.info().label, &prompt, &answer)
         }
-        Err(failure) => fail(args, &names, &engine.info().label, failure),
+        Err(failure) => fail(args, &names, &engine.info().label, &prompt, failure),
     }
 }
 
@@ -98,9 +98,9 @@ fn answer(args: &RunArgs, engine: &Engine, prompt: &str, shown: Vec<Shown>) -> R
     Ok(answer)
 }
 
-fn finish(args: &RunArgs, names: &[String], label: &str, answer: &Answer) -> Outcome {
+fn finish(args: &RunArgs, names: &[String], label: &str, prompt: &str, answer: &Answer) -> Outcome {
     if args.answer.json {
-        print(&format!("{}\n", Record::answered(names, label, answer).to_json()))?;
+        print(&format!("{}\n", Record::answered(names, label, Some(prompt), answer).to_json()))?;
     } else {
         print("\n")?;
     }
@@ -115,9 +115,9 @@ fn finish(args: &RunArgs, names: &[String], label: &str, answer: &Answer) -> Out
 }
 
 /// With `--json`, what went wrong is also an object on standard output.
-fn fail(args: &RunArgs, names: &[String], label: &str, failure: Failure) -> Outcome {
+fn fail(args: &RunArgs, names: &[String], label: &str, prompt: &str, failure: Failure) -> Outcome {
     if args.answer.json && !failure.is_closed_pipe() {
-        print(&format!("{}\n", Record::failed(names, label, &failure.text()).to_json()))?;
+        print(&format!("{}\n", Record::failed(names, label, Some(prompt), &failure.text()).to_json()))?;
     }
     Err(failure)
 }

@@ -4,16 +4,15 @@ use super::{Held, Row, Sheet};
 
 /// The header line.
 pub(super) fn head(sheet: &Sheet) -> String {
-    let columns =
-        [sheet.subject, sheet.source].into_iter().chain(sheet.csv.iter().map(String::as_str)).chain(["error"]);
-    line(columns)
+    let columns = [sheet.subject, sheet.source].into_iter().chain(sheet.question);
+    line(columns.chain(sheet.csv.iter().map(String::as_str)).chain(["error"]))
 }
 
 /// A row with its line end.
-pub(super) fn row(row: &dyn Row) -> String {
+pub(super) fn row(sheet: &Sheet, row: &dyn Row) -> String {
     let values = row.csv();
-    let fields = [row.subject(), row.source()].into_iter().chain(values.iter().map(String::as_str));
-    line(fields.chain([row.error().unwrap_or_default()]))
+    let fields = [row.subject(), row.source()].into_iter().chain(sheet.question.map(|_| row.question()));
+    line(fields.chain(values.iter().map(String::as_str)).chain([row.error().unwrap_or_default()]))
 }
 
 /// The first row of `text` and its length; `None` when it was cut off.
@@ -22,12 +21,14 @@ pub(super) fn row(row: &dyn Row) -> String {
 /// For a whole row with another number of fields.
 pub(super) fn next(sheet: &Sheet, text: &str) -> Result<Option<(Held, usize)>, String> {
     let Some((mut fields, length)) = fields(text) else { return Ok(None) };
-    if fields.len() != sheet.csv.len() + 3 {
+    let first = 2 + usize::from(sheet.question.is_some());
+    if fields.len() != first + sheet.csv.len() + 1 {
         return Err(format!("it has a row of {} fields", fields.len()));
     }
     let failed = fields.last().is_some_and(|error| !error.is_empty());
+    let question = if sheet.question.is_some() { fields.swap_remove(2) } else { String::new() };
     let source = fields.swap_remove(1);
-    Ok(Some((Held { subject: fields.swap_remove(0), source, failed }, length)))
+    Ok(Some((Held { subject: fields.swap_remove(0), source, question, failed }, length)))
 }
 
 fn line<'a>(fields: impl Iterator<Item = &'a str>) -> String {

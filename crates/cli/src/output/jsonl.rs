@@ -16,7 +16,8 @@ pub(super) fn next(sheet: &Sheet, text: &str) -> Result<Option<(Held, usize)>, S
     let (Some(subject), Some(source)) = (string(sheet.subject), string(sheet.source)) else {
         return Err(NOT_OURS.into());
     };
-    Ok(Some((Held { subject, source, failed: string("error").is_some() }, end + 1)))
+    let question = sheet.question.and_then(string).unwrap_or_default();
+    Ok(Some((Held { subject, source, question, failed: string("error").is_some() }, end + 1)))
 }
 
 fn looks_like_ours(sheet: &Sheet, line: &str) -> bool {

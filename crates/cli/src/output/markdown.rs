@@ -7,7 +7,8 @@ use super::{Held, Row, Sheet};
 /// The head of the table.
 pub(super) fn head(sheet: &Sheet) -> String {
     let titles = ["picture", sheet.subject].into_iter().skip(usize::from(!sheet.has_pictures));
-    let titles = titles.chain(sheet.markdown.iter().map(String::as_str)).chain([sheet.source, "error"]);
+    let titles = titles.chain(sheet.markdown.iter().map(String::as_str)).chain(sheet.question);
+    let titles = titles.chain([sheet.source, "error"]);
     let titles: Vec<&str> = titles.collect();
     format!("| {} |\n|{}\n", titles.join(" | "), "---|".repeat(titles.len()))
 }
@@ -20,6 +21,7 @@ pub(super) fn row(sheet: &Sheet, row: &dyn Row, folder: &Path) -> String {
     }
     cells.push(escaped(row.subject()));
     cells.extend(row.markdown(folder));
+    cells.extend(sheet.question.map(|_| escaped(row.question())));
     cells.extend([row.source(), row.error().unwrap_or_default()].map(escaped));
     format!("| {} |\n", cells.join(" | "))
 }
@@ -33,12 +35,13 @@ pub(super) fn next(sheet: &Sheet, text: &str) -> Result<Option<(Held, usize)>, S
     let not_ours = || format!("line `{}` is not a row of the table", text[..end].chars().take(40).collect::<String>());
     let mut cells = cells(&text[..end]).ok_or_else(not_ours)?;
     let first = usize::from(sheet.has_pictures);
-    if cells.len() != first + sheet.markdown.len() + 3 {
+    if cells.len() != first + sheet.markdown.len() + usize::from(sheet.question.is_some()) + 3 {
         return Err(not_ours());
     }
     let failed = cells.pop().is_some_and(|error| !error.is_empty());
     let source = cells.pop().unwrap_or_default();
-    Ok(Some((Held { subject: cells.swap_remove(first), source, failed }, end + 1)))
+    let question = sheet.question.and_then(|_| cells.pop()).unwrap_or_default();
+    Ok(Some((Held { subject: cells.swap_remove(first), source, question, failed }, end + 1)))
 }
 
 /// A cell that shows a picture.

@@ -42,6 +42,8 @@ pub(crate) struct Sheet {
     pub(crate) subject: &'static str,
     /// The name of what the rows come from, the same in all of them: `model`.
     pub(crate) source: &'static str,
+    /// The name of what was asked, if rows say so; the same in all of them: `prompt`.
+    pub(crate) question: Option<&'static str>,
     /// The other columns of CSV.
     pub(crate) csv: Vec<String>,
     /// The other columns of Markdown.
@@ -56,6 +58,10 @@ pub(crate) trait Row {
     fn subject(&self) -> &str;
     /// What it comes from.
     fn source(&self) -> &str;
+    /// What was asked; nothing where that follows from the source.
+    fn question(&self) -> &str {
+        ""
+    }
     /// Why there is no answer.
     fn error(&self) -> Option<&str>;
     /// The object on one line, without its end; it begins with subject and source.
@@ -80,6 +86,7 @@ pub(crate) struct OutFile {
 struct Held {
     subject: String,
     source: String,
+    question: String,
     failed: bool,
 }
 
@@ -116,12 +123,19 @@ impl OutPath {
 
 impl OutFile {
     /// Opens the file for appending. With `resume` the answers it holds are kept, and the pictures they belong to are
-    /// those for which [`OutFile::held`] gives something. `source` is what the rows of this run will come from.
+    /// those for which [`OutFile::held`] gives something. `source` is what the rows of this run will come from, `question`
+    /// what they will answer.
     ///
     /// # Errors
-    /// When the file has content and `resume` is false, when its content comes from elsewhere or is no rows of ours,
-    /// or when it cannot be read or written.
-    pub(crate) fn open(out: &OutPath, resume: bool, sheet: Sheet, source: &str) -> Result<Self, Failure> {
+    /// When the file has content and `resume` is false, when its content comes from elsewhere, answers something else or is
+    /// no rows of ours, or when it cannot be read or written.
+    pub(crate) fn open(
+        out: &OutPath,
+        resume: bool,
+        sheet: Sheet,
+        source: &str,
+        question: &str,
+    ) -> Result<Self, Failure> {
         let shown = || out.path.display().to_string();
         let before = match std::fs::read(&out.path) {
             Ok(bytes) => bytes,
@@ -140,6 +154,14 @@ impl OutFile {
         if let Some((row, _)) = before.rows.iter().find(|(row, _)| row.source != source) {
             let message = format!("{} holds answers of {}, this run would add those of {source}", shown(), row.source);
             let hint = format!("use the same {}, or another --out file", sheet.source);
+            return Err(Failure::message(Exit::Failed, message).with_hint(hint));
+        }
+        if let Some((row, _)) = before.rows.iter().find(|(row, _)| row.question != question) {
+            let asked =
+                |text: &str| if text.is_empty() { "the default question".to_owned() } else { format!("`{text}`") };
+            let message =
+                format!("{} holds answers to {}, this run asks {}", shown(), asked(&row.question), asked(question));
+            let hint = format!("use the same {}, or another --out file", sheet.question.unwrap_or_default());
             return Err(Failure::message(Exit::Failed, message).with_hint(hint));
         }
         if before.rows.is_empty() || before.dirty {
@@ -212,7 +234,7 @@ impl Format {
     fn row(self, sheet: &Sheet, row: &dyn Row, file: &Path) -> String {
         match self {
             Self::Jsonl => format!("{}\n", row.json()),
-            Self::Csv => csv::row(row),
+            Self::Csv => csv::row(sheet, row),
             Self::Markdown => markdown::row(sheet, row, file.parent().unwrap_or(Path::new(""))),
         }
     }
@@ -267,7 +289,7 @@ mod tests {
 
     /// A record whose name and text need quoting in every format.
     fn answered(image: &str) -> Record {
-        let failed = Record::failed(&[image.into()], "org/model", "");
+        let failed = Record::failed(&[image.into()], "org/model", Some("why"), "");
         Record {
             text: Some("a \"quoted\", | piped\n\\ answer *of* two lines".into()),
             image_size: OneOrMany::One([640, 480]),
@@ -277,13 +299,13 @@ mod tests {
     }
 
     fn failed(image: &str) -> Record {
-        Record::failed(&[image.into()], "org/model", "broken, \"really\"\nso | it is")
+        Record::failed(&[image.into()], "org/model", Some("why"), "broken, \"really\"\nso | it is")
     }
 
     fn file(name: &str, records: &[Record]) -> (tempfile::TempDir, OutPath) {
         let folder = tempfile::tempdir().unwrap();
         let path = OutPath::parse(folder.path().join(name)).unwrap();
-        let mut out = OutFile::open(&path, false, Record::sheet(), "org/model").unwrap();
+        let mut out = OutFile::open(&path, false, Record::sheet(), "org/model", "why").unwrap();
         for record in records {
             out.write(record).unwrap();
         }
@@ -299,7 +321,10 @@ mod tests {
             let held = format.read(&Record::sheet(), &std::fs::read_to_string(&path.path).unwrap()).unwrap();
             let read: Vec<&str> = held.rows.iter().map(|(row, _)| row.subject.as_str()).collect();
             assert_eq!(read, names, "{name}");
-            assert!(held.rows.iter().all(|(row, _)| row.source == "org/model" && !row.failed), "{name}");
+            assert!(
+                held.rows.iter().all(|(row, _)| row.source == "org/model" && row.question == "why" && !row.failed),
+                "{name}"
+            );
             assert!(!held.dirty, "{name}");
         }
     }
@@ -312,7 +337,7 @@ mod tests {
             let (_other, expected) = file(name, &[answered("a.png")]);
             for cut in 1..20 {
                 std::fs::write(&path.path, &whole[..whole.len() - cut]).unwrap();
-                let out = OutFile::open(&path, true, Record::sheet(), "org/model").unwrap();
+                let out = OutFile::open(&path, true, Record::sheet(), "org/model", "why").unwrap();
                 assert!(
                     out.held("a.png").is_some() && out.held("b.png").is_none() && out.held("c.png").is_none(),
                     "{name} cut by {cut}"
@@ -331,7 +356,7 @@ mod tests {
             let whole = std::fs::read(&path.path).unwrap();
             for length in 0..=whole.len() {
                 std::fs::write(&path.path, &whole[..length]).unwrap();
-                let mut out = OutFile::open(&path, true, Record::sheet(), "org/model").unwrap();
+                let mut out = OutFile::open(&path, true, Record::sheet(), "org/model", "why").unwrap();
                 for record in &records {
                     if out.held(record.image_name()).is_none() {
                         out.write(record).unwrap();
@@ -345,17 +370,23 @@ mod tests {
     #[test]
     fn a_file_with_content_is_not_touched_without_resume() {
         let (_folder, path) = file("out.csv", &[answered("a.png")]);
-        let error = OutFile::open(&path, false, Record::sheet(), "org/model").err().unwrap();
+        let error = OutFile::open(&path, false, Record::sheet(), "org/model", "why").err().unwrap();
         assert!(error.text().ends_with("exists and is not empty"));
-        let error = OutFile::open(&path, true, Record::sheet(), "org/other").err().unwrap();
+        let error = OutFile::open(&path, true, Record::sheet(), "org/other", "why").err().unwrap();
         assert!(error.text().ends_with("holds answers of org/model, this run would add those of org/other"));
+        let error = OutFile::open(&path, true, Record::sheet(), "org/model", "").err().unwrap();
+        assert!(
+            error.text().ends_with("holds answers to `why`, this run asks the default question"),
+            "{}",
+            error.text()
+        );
     }
 
     #[test]
     fn a_head_without_rows_is_no_content() {
         for (_, name) in FORMATS {
             let (_folder, path) = file(name, &[]);
-            let mut again = OutFile::open(&path, false, Record::sheet(), "org/model").unwrap();
+            let mut again = OutFile::open(&path, false, Record::sheet(), "org/model", "why").unwrap();
             again.write(&answered("a.png")).unwrap();
             let (_other, expected) = file(name, &[answered("a.png")]);
             assert_eq!(std::fs::read(&path.path).unwrap(), std::fs::read(&expected.path).unwrap());
@@ -369,7 +400,11 @@ mod tests {
             let path = OutPath::parse(folder.path().join(name)).unwrap();
             std::fs::write(&path.path, "dear diary,\ntoday\n").unwrap();
             assert!(
-                OutFile::open(&path, true, Record::sheet(), "m").err().unwrap().text().contains("cannot be resumed"),
+                OutFile::open(&path, true, Record::sheet(), "m", "why")
+                    .err()
+                    .unwrap()
+                    .text()
+                    .contains("cannot be resumed"),
                 "{name}"
             );
             assert_eq!(std::fs::read_to_string(&path.path).unwrap(), "dear diary,\ntoday\n");

@@ -29,7 +29,8 @@ impl PipeRecord<'_> {
     /// What the files of this pipeline's `--out` tell.
     pub(crate) fn sheet(spec: &Spec) -> Sheet {
         let names: Vec<String> = spec.steps.iter().map(|step| step.name.clone()).collect();
-        Sheet { subject: "file", source: "pipe", csv: names.clone(), markdown: names, has_pictures: !spec.hears() }
+        let has_pictures = !spec.hears();
+        Sheet { subject: "file", source: "pipe", question: None, csv: names.clone(), markdown: names, has_pictures }
     }
 
     /// What steps gave according to a row of JSON, and how they came to it.

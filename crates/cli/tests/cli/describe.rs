@@ -81,6 +81,7 @@ fn the_json_object_has_exactly_the_promised_fields() {
         "image",
         "kind",
         "model",
+        "prompt",
         "text",
         "token_ids",
         "finish_reason",
@@ -141,7 +142,7 @@ fn a_batch_in_json_has_an_object_for_every_picture() {
     let objects = ran.objects();
     assert_eq!(objects.len(), 3);
     assert!(objects[1]["error"].is_string() && objects[1]["text"].is_null());
-    assert_eq!(objects[1].as_object().unwrap().len(), 13);
+    assert_eq!(objects[1].as_object().unwrap().len(), 14);
     let alone = scratch.run(["describe", "pics/c.png", "--json"]);
     assert_eq!(objects[2]["token_ids"], alone.objects()[0]["token_ids"], "other pictures change nothing");
 }

@@ -24,12 +24,12 @@ fn every_picture_has_a_row_in_every_format() {
 
     let csv = scratch.read("out.csv");
     let lines: Vec<&str> = csv.lines().collect();
-    assert!(lines[0].starts_with("image,model,kind,text,") && lines[0].ends_with(",error"));
-    assert!(lines[1].starts_with("pics/a.png,demo,image,"));
+    assert!(lines[0].starts_with("image,model,prompt,kind,text,") && lines[0].ends_with(",error"));
+    assert!(lines[1].starts_with("pics/a.png,demo,,image,"));
     assert!(lines.iter().all(|line| line.starts_with('i') || line.matches(',').count() >= 15), "{csv}");
 
     let markdown = scratch.read("out.md");
-    assert!(markdown.starts_with("| picture | image | text | model | error |\n|---|"), "{markdown}");
+    assert!(markdown.starts_with("| picture | image | text | prompt | model | error |\n|---|"), "{markdown}");
     assert!(markdown.contains("| ![](pics/a.png) | pics/a.png | "), "{markdown}");
 }
 
@@ -59,6 +59,15 @@ fn rows_are_resumed_also_after_a_cut() {
         let ran = describe(&scratch, file, &["--resume"]);
         assert_eq!(ran.ok(), "", "nothing is left to do");
         assert_eq!(ran.stderr, "0 succeeded, 0 failed, 3 skipped (already done)\n");
+        assert_eq!(scratch.read(file), whole);
+
+        // Answers to two questions do not mix.
+        let ran = describe(&scratch, file, &["--resume", "--prompt", "Read the text."]);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(
+            ran.stderr.contains("holds answers to the default question, this run asks `Read the text.`"),
+            "{ran:?}"
+        );
         assert_eq!(scratch.read(file), whole);
 
         // As a machine leaves it that lost its power.
