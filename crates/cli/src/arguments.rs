@@ -108,7 +108,9 @@ pub(crate) struct DescribeArgs {
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
 
-    /// Give the prompt to the model verbatim, without its chat template; `<image>` stands for the picture
+    /// Give the prompt to the model verbatim, without its chat template
+    ///
+    /// `<image>` stands for the picture; with Qwen's models `<|vision_start|><|image_pad|><|vision_end|>`.
     #[arg(long, requires = "prompt")]
     pub(crate) raw: bool,
 

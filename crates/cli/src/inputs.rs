@@ -103,12 +103,15 @@ impl Input {
         if argument == "-" { Self::Stdin } else { Self::File(PathBuf::from(argument)) }
     }
 
-    /// What to call it in results and messages.
+    /// What to call it in results and messages; bytes that are no text are spelled out, so that two names stay two.
     pub(crate) fn name(&self) -> String {
-        match self {
-            Self::Stdin => "-".into(),
-            Self::File(path) => path.to_string_lossy().into_owned(),
+        let Self::File(path) = self else { return "-".into() };
+        let mut name = String::new();
+        for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+            name.push_str(chunk.valid());
+            name.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
         }
+        name
     }
 
     /// Reads and decodes the picture.
@@ -415,6 +418,7 @@ mod tests {
         assert_eq!(names(folder.path(), &["*.jpg"], false).unwrap(), ["a.jpg"]);
         let found = expand(folder.path().join("n*.png").to_str().unwrap()).unwrap();
         assert_eq!(found, [folder.path().join(name)]);
+        assert_eq!(Input::File(PathBuf::from(name)).name(), "n\\xff.png");
     }
 
     #[test]

@@ -183,6 +183,8 @@ impl Error {
             Self::VisionTokenMismatch { .. } | Self::TokenOutOfRange { .. } => {
                 "the processor files and the weights may come from different models"
             }
+            Self::NoRegions { .. } => "choose one that does, such as vikhyatk/moondream2",
+            Self::NoHearing { .. } => "choose a Whisper model, such as openai/whisper-base",
             Self::OutOfMemory { advice, .. } => advice,
             Self::AlreadyQuantized { .. } => {
                 "load it as it is, without --quant, or take the original checkpoint in float32, bfloat16 or float16"

@@ -10,7 +10,7 @@ pub(crate) mod markdown;
 mod transcript;
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -137,6 +137,7 @@ impl OutFile {
         question: &str,
     ) -> Result<Self, Failure> {
         let shown = || out.path.display().to_string();
+        let claimed = out.claim()?;
         let before = match std::fs::read(&out.path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -164,10 +165,17 @@ impl OutFile {
             let hint = format!("use the same {}, or another --out file", sheet.question.unwrap_or_default());
             return Err(Failure::message(Exit::Failed, message).with_hint(hint));
         }
-        if before.rows.is_empty() || before.dirty {
-            out.rewrite(&sheet, &before).with_context(shown)?;
-        }
-        let file = OpenOptions::new().append(true).open(&out.path).with_context(shown)?;
+        let file = match claimed {
+            Some(file) if !before.rows.is_empty() && !before.dirty => file,
+            claimed => {
+                out.rewrite(&sheet, &before).with_context(shown)?;
+                drop(claimed);
+                match out.claim()? {
+                    Some(file) => file,
+                    None => OpenOptions::new().append(true).open(&out.path).with_context(shown)?,
+                }
+            }
+        };
         let done = before.rows.into_iter().map(|(row, written)| (row.subject, written)).collect();
         Ok(Self { file, out: out.clone(), sheet, done })
     }
@@ -197,6 +205,26 @@ impl OutFile {
 }
 
 impl OutPath {
+    /// Opens the file, if it is one, for this run alone.
+    ///
+    /// # Errors
+    /// When another run writes to it, or it cannot be opened.
+    fn claim(&self) -> Result<Option<File>, Failure> {
+        if !self.path.is_file() {
+            return Ok(None);
+        }
+        let shown = || self.path.display().to_string();
+        let file = OpenOptions::new().append(true).open(&self.path).with_context(shown)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let failure = Failure::message(Exit::Failed, format!("another run is writing to {}", shown()));
+                Err(failure.with_hint("wait for it, or choose another file"))
+            }
+            // Some file systems have no locks.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(file)),
+        }
+    }
+
     /// Puts the head and the held rows in place of the file, all at once.
     fn rewrite(&self, sheet: &Sheet, before: &Before) -> std::io::Result<()> {
         let mut text = self.format.head(sheet);
@@ -380,6 +408,19 @@ mod tests {
             "{}",
             error.text()
         );
+    }
+
+    #[test]
+    fn one_run_at_a_time_writes() {
+        for (_, name) in FORMATS {
+            let (_folder, path) = file(name, &[answered("a.png")]);
+            let open = || OutFile::open(&path, true, Record::sheet(), "org/model", "why");
+            let first = open().unwrap();
+            let error = open().err().unwrap();
+            assert!(error.text().starts_with("another run is writing to "), "{}", error.text());
+            drop(first);
+            open().unwrap();
+        }
     }
 
     #[test]
