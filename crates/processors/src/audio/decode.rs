@@ -75,6 +75,9 @@ pub fn decode_audio(mut file: impl Read + Seek + Send + Sync, rate: u32, limits:
         let source = MediaSourceStream::new(Box::new(Source { file, length }), Default::default());
         Decoding::new(probe(source, &first_bytes)?, rate, limits)?.run()
     }));
+    // What a program wrote to a pipe has no length to end before.
+    let decoded = decoded
+        .map(|result| result.map(|audio| Audio { incomplete: audio.incomplete && !is_endless(&first_bytes), ..audio }));
     decoded.unwrap_or_else(|_| Err(bad("malformed", &"the decoder gave up on it")))
 }
 
@@ -82,6 +85,10 @@ pub fn decode_audio(mut file: impl Read + Seek + Send + Sync, rate: u32, limits:
 fn probe<'a>(source: MediaSourceStream<'a>, first_bytes: &[u8]) -> Result<Box<dyn FormatReader + 'a>> {
     let (formats, metadata) = (FormatOptions::default(), MetadataOptions::default());
     symphonia::default::get_probe().probe(&Hint::new(), source, formats, metadata).map_err(|failure| match failure {
+        Failure::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof && is_known(first_bytes) => {
+            bad("truncated", &"the file ends within its header")
+        }
+        Failure::Unsupported(feature) if is_known(first_bytes) => bad("truncated or unsupported", &feature),
         Failure::Unsupported(_) => unknown(first_bytes),
         Failure::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => unknown(first_bytes),
         failure => bad("malformed", &failure),
@@ -239,6 +246,17 @@ fn first_bytes(file: &mut (impl Read + Seek)) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.by_ref().take(8).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Whether a file begins as those that are decoded here do; MP3 may begin with anything.
+fn is_known(first_bytes: &[u8]) -> bool {
+    let is_mp4 = first_bytes.get(4..8) == Some(b"ftyp");
+    is_mp4 || [b"RIFF", b"fLaC", b"OggS"].iter().any(|magic| first_bytes.starts_with(*magic))
+}
+
+/// Whether it is a WAV file whose length was not known when its header was written.
+fn is_endless(first_bytes: &[u8]) -> bool {
+    first_bytes.starts_with(b"RIFF") && first_bytes.get(4..8) == Some(&[0xFF; 4])
 }
 
 fn unknown(first_bytes: &[u8]) -> Error {

@@ -82,6 +82,29 @@ fn what_is_no_audio_is_refused_by_what_it_is() {
 }
 
 #[test]
+fn a_header_that_was_cut_off_is_no_foreign_file() {
+    for name in ["flac 22050", "m4a aac 44100", "ogg vorbis 22050", "wav 16 bit"] {
+        let file = from_hex(fixture("audio.json")[name]["file"].as_str().unwrap());
+        let error = decoded(&file[..20]).unwrap_err().to_string();
+        assert!(error.starts_with("the truncated "), "{name}: {error}");
+    }
+}
+
+/// As programs write to a pipe, where they cannot go back to fill the lengths in.
+#[test]
+fn a_wav_file_of_unknown_length_is_whole() {
+    let samples: Vec<u8> = (0..800).flat_map(|at| (at as f32 / 800.0).to_le_bytes()).collect();
+    let whole = [wav_header(samples.len() as u32), samples.clone()].concat();
+    let mut streamed = whole.clone();
+    for at in [4, 40] {
+        streamed[at..at + 4].fill(0xFF);
+    }
+    assert_eq!(decoded(&streamed).unwrap(), decoded(&whole).unwrap());
+    let cut = decoded(&whole[..whole.len() - 400]).unwrap();
+    assert!(cut.incomplete && cut.samples.len() == 700, "{}", cut.samples.len());
+}
+
+#[test]
 fn samples_that_are_no_numbers_are_silence() {
     let mut file = wav_header(16);
     for value in [f32::NAN, f32::INFINITY, 0.5, f32::MAX] {
