@@ -79,11 +79,11 @@ pub(crate) struct BenchArgs {
     pub(crate) machine: bool,
 
     /// Compare with what an earlier --json gave: ratios of the medians
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "csv")]
     pub(crate) compare: Option<PathBuf>,
 
     /// Draw the stages of every run (or, with --compare, of the medians) as an SVG picture
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE.svg", value_hint = ValueHint::FilePath, value_parser = svg)]
     pub(crate) plot: Option<PathBuf>,
 
     /// Print a JSON object with everything
@@ -100,6 +100,12 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+}
+
+fn svg(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+    if is_svg { Ok(path) } else { Err("the file must end in .svg".into()) }
 }
 
 impl BenchArgs {

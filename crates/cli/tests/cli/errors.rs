@@ -34,6 +34,8 @@ fn bad_usage() {
         "describe pics/x[.png",
         "descibe pics/a.png",
         "run --image - -",
+        "bench --plot stages.png",
+        "bench --compare before.json --csv",
     ];
     assert_snapshot!(lines.map(|line| ended(&scratch, line)).join("\n"));
 }
