@@ -6,13 +6,8 @@ use crate::support::{Scratch, repository};
 
 /// A model in the scratch folder's cache, with real files.
 fn cached(scratch: &Scratch) -> PathBuf {
-    let commit = "0123456789abcdef0123456789abcdef01234567";
-    let model = scratch.path().join("hub/models--tiny--qwen2");
-    let snapshot = model.join("snapshots").join(commit);
-    std::fs::create_dir_all(snapshot.parent().unwrap()).unwrap();
-    std::fs::rename(scratch.copy_fixture("qwen2"), &snapshot).unwrap();
-    scratch.write("hub/models--tiny--qwen2/refs/main", commit.as_bytes());
-    model
+    scratch.cache_model("tiny/qwen2", "fixtures/qwen2");
+    scratch.path().join("hub/models--tiny--qwen2")
 }
 
 #[test]

@@ -93,6 +93,45 @@ fn worked_examples_are_planned() {
     assert_snapshot!(shown.replace(hub.to_str().unwrap(), "[hub]"));
 }
 
+/// Every step of every worked example, with tiny models of the same families in place of those it names.
+#[test]
+fn worked_examples_run() {
+    const CHAT: &str = "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}\
+        {% for part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}\n\
+        {% endfor %}assistant: ";
+
+    let scratch = Scratch::new();
+    scratch.write("a.png", &picture());
+    scratch.write("a.wav", &recording(1));
+    scratch.cache_model("openai/whisper-base", "crates/engine/tests/data/whisper_long");
+    scratch.cache_model("vikhyatk/moondream2", "fixtures/moondream2");
+    let seeing = scratch.cache_model("HuggingFaceTB/SmolVLM-500M-Instruct", "fixtures/smolvlm");
+    let writing = scratch.cache_model("Qwen/Qwen2.5-1.5B-Instruct", "fixtures/qwen2");
+    std::fs::write(seeing.join("chat_template.jinja"), CHAT).unwrap();
+    std::fs::write(writing.join("chat_template.jinja"), CHAT).unwrap();
+    // Tiny models say nothing briefly: what they say is a long prompt for the next one.
+    let config = std::fs::read_to_string(writing.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["max_position_embeddings"] = 32_768.into();
+    std::fs::write(writing.join("config.json"), config.to_string()).unwrap();
+
+    let run = |name: &str, file: &str| -> Value {
+        let spec = repository("examples/pipes").join(name);
+        let ran = pipe(&scratch, &format!("{} {file} --json", spec.display()));
+        assert_eq!(ran.code, 0, "{name}: {ran:?}");
+        serde_json::from_str(&ran.stdout).unwrap()
+    };
+    let translated = run("caption-translate.toml", "a.png");
+    assert!(translated["caption"].is_string() && translated["french"].is_string(), "{translated}");
+    let summed_up = run("transcribe-summarise.toml", "a.wav");
+    assert!(summed_up["talk"]["segments"].is_array(), "{summed_up}");
+    assert!(summed_up["summary"].is_string() && summed_up["agreed"].is_string(), "{summed_up}");
+    let seen = run("detect-crop-describe.toml", "a.png");
+    let count = |step: &str| seen[step].as_array().map(Vec::len);
+    assert!(count("boxes") > Some(0) && count("looks") == count("boxes"), "{seen}");
+    assert!(seen["summary"].is_string(), "{seen}");
+}
+
 #[test]
 fn mistakes_are_found_before_any_work() {
     let scratch = Scratch::new();

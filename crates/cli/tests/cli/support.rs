@@ -51,12 +51,17 @@ impl Scratch {
     /// A copy of a fixture's folder.
     pub(crate) fn copy_fixture(&self, family: &str) -> PathBuf {
         let copy = self.path().join(family);
-        std::fs::create_dir_all(&copy).unwrap();
-        for entry in std::fs::read_dir(repository("fixtures").join(family)).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
-        }
+        copy_files(&repository("fixtures").join(family), &copy);
         copy
+    }
+
+    /// Puts a folder of this repository into the scratch folder's hub cache, under a model's id; returns the copy.
+    pub(crate) fn cache_model(&self, id: &str, folder: &str) -> PathBuf {
+        let model = format!("hub/models--{}", id.replace('/', "--"));
+        let snapshot = self.path().join(&model).join("snapshots").join(COMMIT);
+        copy_files(&repository(folder), &snapshot);
+        self.write(&format!("{model}/refs/main"), COMMIT.as_bytes());
+        snapshot
     }
 
     pub(crate) fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
@@ -117,3 +122,13 @@ pub(crate) fn picture() -> Vec<u8> {
 pub(crate) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path).canonicalize().unwrap()
 }
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
