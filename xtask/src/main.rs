@@ -1,8 +1,8 @@
-//! Chores of the repository: `cargo xtask tidy`, `cargo xtask test-aarch64`, `cargo xtask test-sanitizers`.
+//! Chores of the repository: `cargo xtask tidy`, `cargo xtask test-emulated`, `cargo xtask test-sanitizers`.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program prints")]
 
-mod aarch64;
+mod emulated;
 mod sanitizers;
 mod tidy;
 
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => tidy(),
-        ["test-aarch64"] => root().and_then(aarch64::test),
+        ["test-emulated"] => root().and_then(emulated::test),
         ["test-sanitizers"] => root().and_then(sanitizers::test),
         _ => {
             eprintln!("{USAGE}");
@@ -48,5 +48,5 @@ fn root() -> Result<&'static Path> {
 
 const USAGE: &str = "\
 usage: cargo xtask tidy               check the habits that a program can check
-       cargo xtask test-aarch64       run the arithmetic's tests for 64-bit ARM in an emulator
+       cargo xtask test-emulated      run the arithmetic's tests on other processors, in an emulator
        cargo xtask test-sanitizers    run the tests of crates with unsafe code under LLVM's sanitizers";
