@@ -387,6 +387,8 @@ fn codes_give_the_logits_of_mlx() {
         ("qwen2_vl", "qwen2_vl_mlx8_bf16", 2e-5),
         ("qwen3_vl", "qwen3_vl_mlx4_bf16", 2e-5),
         ("smolvlm", "smolvlm_mlx8", 3e-3),
+        ("llava", "llava_mlx4", 3e-3),
+        ("llava", "llava_mlx8", 3e-3),
         // By transformers from the dequantised weights, which have scales in float16; mlx_vlm 0.7.10 is far from it.
         ("deepseek_vl_v2", "deepseek_vl_v2_mlx4", 2e-5),
         ("deepseek_vl_v2", "deepseek_vl_v2_mlx8", 2e-5),
