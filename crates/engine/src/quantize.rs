@@ -1,9 +1,9 @@
-//! [`quantize`]: a model's folder once more, its matrices as codes, in the layout of MLX.
+//! [`quantize`]: a model's folder once more, its matrices as codes, in the layout of MLX where MLX knows the family.
 //!
-//! Tensor by tensor, so that memory holds one matrix at a time. Everything is written to a folder beside the target
-//! and gets its name when it is complete: whatever goes wrong, nothing is left behind.
+//! Tensor by tensor, so that memory holds one matrix, or one layer's experts, at a time. Everything is written to a
+//! folder beside the target and gets its name when it is complete: whatever goes wrong, nothing is left behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirEntry;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use std::time::Instant;
 use ocelli_backend::{Held, Part, Precision, Quant, Role, WeightSource};
 use ocelli_backend_cpu::{CpuBackend, CpuOptions};
 use ocelli_formats::{
-    Checkpoint, CheckpointWriter, CodeBits, Config, GroupedLayout, GroupedTensor, ModelFiles, StoredTensor, TensorData,
-    WeightData, mlx_name,
+    Checkpoint, CheckpointWriter, CodeBits, Config, GroupedLayout, GroupedTensor, MlxName, MlxNames, ModelFiles,
+    SharedBytes, StoredTensor, TensorData, WeightData,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -29,6 +29,8 @@ use crate::plan::Plan;
 pub struct QuantizeReport {
     /// The new folder.
     pub path: PathBuf,
+    /// The package of MLX that reads it, too; `None` where MLX does not know the family and names are as published.
+    pub mlx_package: Option<&'static str>,
     /// Bytes of all weights before.
     pub bytes_before: u64,
     /// Bytes of all weights now.
@@ -89,16 +91,16 @@ pub fn quantize(
     let job = Job {
         checkpoint: &checkpoint,
         precision: options.precision(),
-        model_type: config.model_type(),
-        is_mlx: mlx_name(config.model_type(), "").is_some(),
+        names: MlxNames::of(config.model_type()),
         threads: backend.threads(),
         progress,
     };
-    let outcome = job.write(&plan.held, &unfinished.path)?;
+    let outcome = job.write(plan.held, &unfinished.path)?;
     copy_files(files, &unfinished.path, &outcome.layouts, options)?;
     unfinished.finish(target)?;
     Ok(QuantizeReport {
         path: target.to_path_buf(),
+        mlx_package: job.names.map(MlxNames::package),
         bytes_before: outcome.kinds.iter().map(|kind| kind.bytes_before).sum(),
         bytes_after: outcome.kinds.iter().map(|kind| kind.bytes_after).sum(),
         kinds: outcome.kinds,
@@ -109,8 +111,7 @@ pub fn quantize(
 struct Job<'a> {
     checkpoint: &'a Checkpoint,
     precision: Precision,
-    model_type: &'a str,
-    is_mlx: bool,
+    names: Option<&'static MlxNames>,
     threads: usize,
     progress: &'a dyn Fn(LoadProgress) -> ControlFlow<()>,
 }
@@ -121,18 +122,26 @@ struct Outcome {
     layouts: BTreeMap<String, GroupedLayout>,
 }
 
+/// A tensor to write: a weight, or a stack of them in the order of their numbers.
+struct Target {
+    name: String,
+    kind: &'static str,
+    is_stack: bool,
+    weights: BTreeMap<usize, Held>,
+}
+
 impl Job<'_> {
-    fn write(&self, held: &[Held], folder: &Path) -> Result<Outcome> {
-        let names: Vec<String> = held.iter().map(|weight| self.name(weight)).collect();
-        let format = if self.is_mlx { "mlx" } else { "pt" };
-        let mut writer = CheckpointWriter::new(folder, format, names.iter().map(String::as_str));
+    fn write(&self, held: Vec<Held>, folder: &Path) -> Result<Outcome> {
+        let targets = self.targets(held);
+        let format = if self.names.is_some() { "mlx" } else { "pt" };
+        let mut writer = CheckpointWriter::new(folder, format, targets.iter().map(|target| target.name.as_str()));
         let (mut sums, mut layouts) = (BTreeMap::<(&'static str, String), Sums>::new(), BTreeMap::new());
-        let size = |weight: &Held| self.stored(weight).map_or(0, |stored| stored.byte_len() as u64);
-        let (total, mut done) = (held.iter().map(size).sum(), 0);
-        for (weight, name) in held.iter().zip(&names) {
-            let before = size(weight);
-            let (stored, one) = self.tensor(&mut writer, weight, name, &mut layouts)?;
-            let sum = sums.entry((kind_of(weight), stored)).or_default();
+        let size = |target: &Target| self.stored(target).iter().map(|stored| stored.byte_len() as u64).sum::<u64>();
+        let (total, mut done) = (targets.iter().map(size).sum(), 0);
+        for target in &targets {
+            let before = size(target);
+            let (stored, one) = self.tensor(&mut writer, target, &mut layouts)?;
+            let sum = sums.entry((target.kind, stored)).or_default();
             sum.add(&one, before);
             done += before;
             if (self.progress)(LoadProgress { done, total }).is_break() {
@@ -146,63 +155,103 @@ impl Job<'_> {
         Ok(Outcome { kinds, layouts })
     }
 
-    fn stored(&self, weight: &Held) -> Option<StoredTensor> {
-        let stored = self.checkpoint.stored(&weight.stored)?;
-        match weight.stack_idx {
-            Some(idx) => stored.parts().into_iter().nth(idx),
-            None => Some(stored.clone()),
+    /// What there is to write, in the order of loading: the model's weights, and what MLX asks for besides.
+    fn targets(&self, held: Vec<Held>) -> Vec<Target> {
+        let used: BTreeSet<String> = held.iter().map(|weight| weight.stored.clone()).collect();
+        let unused = self
+            .checkpoint
+            .names()
+            .filter(|name| !used.contains(*name) && self.names.is_some_and(|names| names.asks_for_unused(name)));
+        let unused = unused.filter_map(|name| {
+            let shape = self.checkpoint.stored(name)?.shape().to_vec();
+            let (name, role, part) = (name.to_owned(), Role::Values, Part::Vision);
+            let weight = Held { name: name.clone(), stored: name, stack_idx: None, shape, role, part, bytes: 0 };
+            Some(("not used", weight))
+        });
+        let mut places = BTreeMap::new();
+        let mut targets: Vec<Target> = Vec::new();
+        for (kind, weight) in held.into_iter().map(|weight| (kind_of(&weight), weight)).chain(unused) {
+            // A matrix of a stack has a name of its own in the model only.
+            let published = if weight.stack_idx.is_some() { &weight.name } else { &weight.stored };
+            let as_published = || MlxName { name: published.clone(), stack_idx: None };
+            let MlxName { name, stack_idx } = self.names.map_or_else(as_published, |names| names.name(published));
+            let place = *places.entry(name.clone()).or_insert(targets.len());
+            if place == targets.len() {
+                targets.push(Target { name, kind, is_stack: stack_idx.is_some(), weights: BTreeMap::new() });
+            }
+            targets[place].weights.insert(stack_idx.unwrap_or(0), weight);
         }
+        // Some weights are computed where the checkpoint leaves them out.
+        targets.retain(|target| !self.stored(target).is_empty());
+        targets
     }
 
-    fn name(&self, weight: &Held) -> String {
-        // A matrix of a stack becomes a tensor of its own.
-        if weight.stack_idx.is_some() {
-            return weight.name.clone();
-        }
-        mlx_name(self.model_type, &weight.stored).unwrap_or_else(|| weight.stored.clone())
+    /// What the checkpoint has of it.
+    fn stored(&self, target: &Target) -> Vec<StoredTensor> {
+        let stored = |weight: &Held| {
+            let stored = self.checkpoint.stored(&weight.stored)?;
+            match weight.stack_idx {
+                Some(idx) => stored.parts().into_iter().nth(idx),
+                None => Some(stored.clone()),
+            }
+        };
+        target.weights.values().filter_map(stored).collect()
     }
 
     /// Writes one tensor: what it became, and how it went.
     fn tensor(
         &self,
         writer: &mut CheckpointWriter,
-        weight: &Held,
-        name: &str,
+        target: &Target,
         layouts: &mut BTreeMap<String, GroupedLayout>,
     ) -> Result<(String, Sums)> {
-        let Some(stored) = self.stored(weight) else { return Ok((String::new(), Sums::default())) };
-        let WeightData::Float(data) = stored.load()? else {
-            return Err(Error::AlreadyQuantized {
-                label: weight.stored.clone(),
-                stored: stored.kind(),
-                asked: "codes",
-            });
-        };
+        let data = self.load(target)?;
+        let weight = target.weights.values().next().expect("a target has a weight");
         let inputs = weight.shape[1..].iter().product::<usize>();
         let layout = self.precision.layout(weight.part, weight.role, inputs);
         // Codes of rows that are no whole groups have no place in the file.
         let layout = layout.filter(|layout| inputs.is_multiple_of(layout.group()));
-        if let (Some(layout), Some(module)) = (layout, name.strip_suffix(".weight")) {
-            let flat = TensorData::new(data.dtype(), vec![weight.shape[0], inputs], data.bytes().clone())?;
+        if let (Some(layout), Some(module)) = (layout, target.name.strip_suffix(".weight")) {
+            let extents = if target.is_stack { &data.shape()[..2] } else { &data.shape()[..1] };
+            let flat = vec![extents.iter().product(), inputs];
+            let flat = TensorData::new(data.dtype(), flat, data.bytes().clone())?;
             if let Some(codes) =
                 ocelli_backend::quantize(&flat, layout, self.threads).map_err(ocelli_models::Error::from)?
             {
-                writer.grouped(name, &codes)?;
+                writer.grouped(&target.name, extents, &codes)?;
                 layouts.insert(module.to_owned(), layout);
                 let sums = Sums::between(&flat, &codes, self.threads)?;
-                stored.release();
+                self.stored(target).iter().for_each(StoredTensor::release);
                 return Ok((format!("{}-bit/{}", layout.bits().count(), layout.group()), sums));
             }
         }
-        let is_convolution = self.is_mlx && weight.shape.len() >= 4 && name.ends_with(".weight");
+        let is_convolution = self.names.is_some() && weight.shape.len() >= 4 && target.name.ends_with(".weight");
         if is_convolution {
-            writer.channels_last(name, &data)?;
+            writer.channels_last(&target.name, &data)?;
         } else {
-            writer.tensor(name, &data)?;
+            writer.tensor(&target.name, &data)?;
         }
         let bytes_after = data.bytes().len() as u64;
         let sums = Sums { tensors: 1, parameters: data.n_elements() as u64, bytes_after, ..Sums::default() };
         Ok((data.dtype().name().to_owned(), sums))
+    }
+
+    /// The numbers of a tensor, one matrix of a stack behind the other: `[matrices, out, in]`.
+    fn load(&self, target: &Target) -> Result<TensorData> {
+        let float = |stored: &StoredTensor| match stored.load()? {
+            WeightData::Float(data) => Ok(data),
+            WeightData::Grouped(_) => {
+                Err(Error::AlreadyQuantized { label: target.name.clone(), stored: stored.kind(), asked: "codes" })
+            }
+        };
+        let parts = self.stored(target).iter().map(float).collect::<Result<Vec<TensorData>>>()?;
+        let first = parts.first().expect("a target is stored");
+        if !target.is_stack {
+            return Ok(first.clone());
+        }
+        let shape = [&[parts.len()], first.shape()].concat();
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.bytes().iter().copied()).collect();
+        Ok(TensorData::new(first.dtype(), shape, SharedBytes::from(bytes))?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Model files: safetensors, config.json, model folders; bytes in, named views out.
 //!
 //! What it never holds: a model's arithmetic (numbers are only converted from one format to another), network, model
-//! names outside `borrowed`, `canonical`, `gguf` and `mlx_name`.
+//! names outside `borrowed`, `canonical`, `gguf` and `mlx`.
 //!
 //! - [`ModelFiles`]: the files of one model, in a folder or embedded in the binary.
 //! - [`Config`]: `config.json` in one canonical form, whatever wrote it.
@@ -27,6 +27,7 @@ mod gguf;
 mod grouped;
 pub mod hub_cache;
 mod mapped;
+mod mlx;
 mod quantization;
 mod quantize;
 mod safetensors;
@@ -44,8 +45,9 @@ pub use error::{Error, Result};
 pub use files::{ModelFiles, PARTS};
 pub use gguf::{Gguf, GgufValue};
 pub use grouped::{CodeBits, GroupedLayout, GroupedTensor, WeightData};
+pub use mlx::{MlxName, MlxNames};
 pub use quantization::{ModuleQuantization, Quantization};
 pub use safetensors::Safetensors;
 pub use stored::StoredTensor;
 pub use tensor::TensorData;
-pub use writer::{CheckpointWriter, mlx_name};
+pub use writer::CheckpointWriter;

@@ -87,11 +87,15 @@ impl CheckpointWriter {
     }
 
     /// Writes codes as MLX has them: `name`, which ends in `.weight`, and `.scales` and `.biases` beside it. Rows must
-    /// be whole groups.
+    /// be whole groups. `extents` are those of the rows: `[out]`, or `[matrices, out]` for a stack of matrices.
     ///
     /// # Errors
     /// [`Error::BadQuantizedTensor`] for rows that are not whole groups or another name; [`Error::Io`].
-    pub fn grouped(&mut self, name: &str, data: &GroupedTensor) -> Result<()> {
+    ///
+    /// # Panics
+    /// If there are not as many rows as `extents` say.
+    pub fn grouped(&mut self, name: &str, extents: &[usize], data: &GroupedTensor) -> Result<()> {
+        assert_eq!(extents.iter().product::<usize>(), data.outputs(), "{name}");
         let layout = data.layout();
         let module = name.strip_suffix(".weight").filter(|_| layout.inputs().is_multiple_of(layout.group()));
         let Some(module) = module else {
@@ -100,8 +104,8 @@ impl CheckpointWriter {
         };
         self.start(data.byte_len() as u64)?;
         let halves = |values: &[half::f16]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-        let groups = [data.outputs(), layout.groups()];
-        self.part(name, Dtype::U32, &[data.outputs(), layout.row_bytes() / 4], data.codes())?;
+        let (words, groups) = ([extents, &[layout.row_bytes() / 4]].concat(), [extents, &[layout.groups()]].concat());
+        self.part(name, Dtype::U32, &words, data.codes())?;
         self.part(&format!("{module}.scales"), Dtype::F16, &groups, &halves(data.scales()))?;
         self.part(&format!("{module}.biases"), Dtype::F16, &groups, &halves(data.offsets()))
     }
@@ -189,20 +193,6 @@ impl CodeBits {
     }
 }
 
-/// The name that MLX gives to a tensor of a published checkpoint; `None` for families whose MLX names are not known
-/// here.
-pub fn mlx_name(model_type: &str, name: &str) -> Option<String> {
-    let moved = |from: &str, to: &str| name.strip_prefix(from).map(|rest| format!("{to}{rest}"));
-    match model_type {
-        "llama" | "qwen2" | "qwen3" => Some(name.to_owned()),
-        "idefics3" | "smolvlm" => moved("model.text_model.", "language_model.")
-            .or_else(|| moved("lm_head.", "language_model.lm_head."))
-            .or_else(|| moved("model.", ""))
-            .or_else(|| Some(name.to_owned())),
-        _ => None,
-    }
-}
-
 fn io_error(path: &Path, source: std::io::Error) -> Error {
     Error::Io { path: path.to_path_buf(), source }
 }
@@ -230,8 +220,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let names = ["a.weight", "b.weight", "conv.weight", "norm.weight"];
         let mut writer = CheckpointWriter::new(folder.path(), "mlx", names).with_shard_bytes(shard_bytes);
-        writer.grouped("a.weight", &quantized(CodeBits::Four, 6, 128)).unwrap();
-        writer.grouped("b.weight", &quantized(CodeBits::Eight, 4, 64)).unwrap();
+        writer.grouped("a.weight", &[6], &quantized(CodeBits::Four, 6, 128)).unwrap();
+        writer.grouped("b.weight", &[4], &quantized(CodeBits::Eight, 4, 64)).unwrap();
         writer.channels_last("conv.weight", &TensorData::from_f32(vec![2, 3, 2, 2], &numbers(24)).unwrap()).unwrap();
         writer.tensor("norm.weight", &TensorData::from_f32(vec![5], &numbers(5)).unwrap()).unwrap();
         let config = json!({"model_type": "x", "quantization": {
@@ -281,18 +271,7 @@ mod tests {
     fn rows_that_are_no_whole_groups_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = CheckpointWriter::new(folder.path(), "mlx", ["a.weight"]);
-        let error = writer.grouped("a.weight", &quantized(CodeBits::Four, 2, 40)).unwrap_err();
+        let error = writer.grouped("a.weight", &[2], &quantized(CodeBits::Four, 2, 40)).unwrap_err();
         assert_eq!(error.to_string(), "tensor `a.weight`: 40 inputs in groups of 64 cannot be written");
-    }
-
-    #[test]
-    fn names_of_mlx() {
-        let name = |name| mlx_name("smolvlm", name).unwrap();
-        assert_eq!(name("model.text_model.layers.0.mlp.up_proj.weight"), "language_model.layers.0.mlp.up_proj.weight");
-        assert_eq!(name("lm_head.weight"), "language_model.lm_head.weight");
-        assert_eq!(name("model.vision_model.post_layernorm.bias"), "vision_model.post_layernorm.bias");
-        assert_eq!(name("language_model.norm.weight"), "language_model.norm.weight");
-        assert_eq!(mlx_name("qwen2", "model.norm.weight").unwrap(), "model.norm.weight");
-        assert_eq!(mlx_name("llava", "model.norm.weight"), None);
     }
 }

@@ -18,7 +18,7 @@ pub fn write_mlx_whisper(checkpoint: &Checkpoint, folder: &Path, bits: Option<Co
             (2, Some(bits)) if name.ends_with(".weight") => {
                 let layout = GroupedLayout::new(bits, data.shape()[1], 64).expect("whole groups");
                 let codes = GroupedTensor::quantize(&data, layout, 0..data.shape()[0]).expect("floats");
-                writer.grouped(name, &codes.expect("finite numbers"))
+                writer.grouped(name, &data.shape()[..1], &codes.expect("finite numbers"))
             }
             _ => writer.tensor(name, &data),
         };

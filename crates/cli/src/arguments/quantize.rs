@@ -9,8 +9,10 @@ use super::precision::{QuantArg, QuantVisionArg};
 
 /// Write a model with smaller weights
 ///
-/// The new folder is a complete model, in the layout of MLX: ocelli, mlx-lm and mlx-vlm read it. It appears when it is
-/// complete; a run that fails leaves nothing behind. Norms and biases stay as they are.
+/// The new folder is a complete model. Where MLX knows the family it has MLX's layout, so that mlx-lm (Llama, Qwen2,
+/// Qwen3) or mlx-vlm (Idefics3, SmolVLM, LLaVA, Qwen-VL, DeepSeek-VL2) reads it, too; other families keep their
+/// published names, for ocelli. It appears when it is complete; a run that fails leaves nothing behind. Norms and biases
+/// stay as they are.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

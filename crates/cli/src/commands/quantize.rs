@@ -65,5 +65,9 @@ fn table(report: &QuantizeReport) -> String {
     }
     let (before, after) = (bytes(report.bytes_before), bytes(report.bytes_after));
     text.push_str(&format!("{}: {before} are now {after}, in {:.1} s\n", report.path.display(), report.seconds));
+    text.push_str(&match report.mlx_package {
+        Some(package) => format!("written in the layout of MLX: {package} reads it, too\n"),
+        None => "written under the published names: MLX does not know the family, ocelli reads it\n".to_owned(),
+    });
     text
 }

@@ -112,7 +112,7 @@ fn a_model_is_written_with_smaller_weights() {
     let folder = repository("fixtures/qwen2");
     let arguments = ["quantize", folder.to_str().unwrap(), "small", "--quant", "q4"];
     let ran = scratch.run(arguments);
-    for part in ["decoder", "4-bit/64", "embedding", "8-bit/64", "norms, biases", "small: "] {
+    for part in ["decoder", "4-bit/64", "embedding", "8-bit/64", "norms, biases", "small: ", "of MLX: mlx-lm"] {
         assert!(ran.ok().contains(part), "{part} in {ran:?}");
     }
     let shown = scratch.run(["show", "small", "--json"]);

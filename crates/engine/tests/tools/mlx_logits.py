@@ -11,19 +11,19 @@ import numpy as np
 folder, fixture = Path(sys.argv[1]), Path(sys.argv[2])
 config = json.loads((folder / "config.json").read_text())
 reference = mx.load(str(fixture / "reference.safetensors"))
-ids = reference["in.input_ids"]
 if "vision_config" in config:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "tools" / "fixtures"))
+    from mlx_variants import as_published, logits
     from mlx_vlm.utils import load_model
 
     model = load_model(folder)
-    pixels = reference["in.pixel_values"]
-    mask = reference.get("in.pixel_attention_mask")
-    found = model(ids, pixels, None, pixel_attention_mask=mask).logits
+    as_published(model)
+    found = logits(model, reference)
 else:
     from mlx_lm.utils import load_model
 
     model, _ = load_model(folder)
-    found = model(ids)
+    found = model(reference["in.input_ids"])
 found = np.array(found.astype(mx.float32)).reshape(-1)
 expected = np.fromfile(folder / "logits.f32", dtype=np.float32)
 worst = np.abs(found - expected).max() / np.abs(expected).max()
