@@ -70,12 +70,16 @@ impl Layout {
         segments.fold(self.head().to_owned(), |text, segment| text + &segment)
     }
 
-    /// What is shown at one time: a segment, or each of its words.
+    /// What is shown at one time: a segment, or each of its words; nothing where there is nothing to read.
     fn cues(self, segment: &Segment) -> Vec<Cue> {
         let words = segment.words.iter().flatten().filter(|_| self.timestamps == Some(TimestampsOf::Words));
-        let cue = |start, end, text: &str| Cue { start, end, words: text.trim().to_owned() };
-        let cues: Vec<Cue> = words.map(|word| cue(word.start, word.end, &word.word)).collect();
-        if cues.is_empty() { vec![cue(segment.start, segment.end, &segment.text)] } else { cues }
+        let cue = |start, end, text: &str| Cue { start, end, words: readable(text) };
+        let mut cues: Vec<Cue> = words.map(|word| cue(word.start, word.end, &word.word)).collect();
+        if cues.is_empty() {
+            cues.push(cue(segment.start, segment.end, &segment.text));
+        }
+        cues.retain(|cue| !cue.words.is_empty());
+        cues
     }
 }
 
@@ -90,6 +94,12 @@ fn time(seconds: f64, point: char) -> String {
     let milliseconds = (seconds.max(0.0) * 1e3).round() as u64;
     let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
     format!("{:02}:{:02}:{:02}{point}{rest:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+/// The text on one line, without control characters: no player shows them, and an empty line would end a cue.
+fn readable(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_whitespace() { ' ' } else { c }).collect();
+    line.replace(char::is_control, "").trim().to_owned()
 }
 
 /// Text that holds no tags.
@@ -154,6 +164,24 @@ mod tests {
         let expected = "WEBVTT\n\n00:00:00.000 --> 00:00:01.250\nHello you.\n\n\
             01:02:03.001 --> 01:02:05.000\n1 &lt; 2 &amp; 3\n\n";
         assert_eq!(written(TranscriptFormat::Vtt, None), expected);
+    }
+
+    #[test]
+    fn control_characters_and_cues_without_text_are_left_out() {
+        let mut transcript = transcript();
+        transcript.segments[0].text = " \u{7}".into();
+        transcript.segments[0].words.as_mut().unwrap()[1].word = "\u{1b}\u{9b}".into();
+        transcript.segments[1].text = " 1\u{0}2\r\n\n3\t4\u{7} ".into();
+        let written = |format, timestamps| Layout { format, timestamps }.whole("a.wav", "m", &transcript);
+        let expected = "1\n01:02:03,001 --> 01:02:05,000\n12   3 4\n\n";
+        assert_eq!(written(TranscriptFormat::Srt, None), expected);
+        let expected = "WEBVTT\n\n01:02:03.001 --> 01:02:05.000\n12   3 4\n\n";
+        assert_eq!(written(TranscriptFormat::Vtt, None), expected);
+        assert_eq!(written(TranscriptFormat::Text, None), "12   3 4\n");
+        let words = written(TranscriptFormat::Srt, Some(TimestampsOf::Words));
+        assert_eq!(words, "1\n00:00:00,000 --> 00:00:00,500\nHello\n\n2\n01:02:03,001 --> 01:02:05,000\n12   3 4\n\n");
+        // JSON keeps what the model wrote.
+        assert!(written(TranscriptFormat::Json, None).contains(r#""text":" \u0007""#));
     }
 
     #[test]

@@ -307,7 +307,7 @@ fn models_may_alternate() {
 fn recordings_are_written_down_and_read() {
     let scratch = Scratch::new();
     scratch.write("calls/a.wav", &recording(9));
-    scratch.write("calls/b.wav", &recording(4));
+    scratch.write("calls/b.wav", &recording(40));
     scratch.write("calls/c.mp3", b"this is no recording");
     scratch.write("calls/notes.txt", b"nor is this");
     let spec = format!(

@@ -1,7 +1,8 @@
 //! From window to window through a recording (transformers `WhisperGenerationMixin.generate`, `_retrieve_segment`).
 //!
 //! Where a window's answer ends in the middle of a segment, that segment is thrown away and the next window begins at
-//! the last complete timestamp: no sentence is cut at a window's end.
+//! the last complete timestamp: no sentence is cut at a window's end. Unlike there, no segment lies behind the end of the
+//! recording: what ends later ends with it, what begins later is left out.
 
 use std::ops::Range;
 
@@ -96,7 +97,12 @@ impl Walk {
                 take(listener, Answered { window, heard: &heard, parts: Vec::new() })?;
                 continue;
             }
-            let (parts, advance) = self.parts(window, &heard.tokens);
+            let (mut parts, advance) = self.parts(window, &heard.tokens);
+            // A model may write on into the emptiness that fills the last window up, where nobody said anything.
+            parts.retain_mut(|part| {
+                part.time.end = part.time.end.min(self.frames);
+                part.time.start < self.frames
+            });
             for part in &parts {
                 history.extend(self.remembered(&heard.tokens[part.tokens.clone()]));
             }
@@ -229,6 +235,18 @@ mod tests {
         assert_eq!(parts, [(0..60, vec![1, at(60), 2])]);
         let (parts, _) = run(&walk(500), vec![heard(&[])]);
         assert_eq!(parts, [(0..500, vec![])]);
+    }
+
+    #[test]
+    fn nothing_is_said_behind_the_end_of_the_recording() {
+        let answer = [at(0), 1, at(400), at(480), 2, at(620), at(620), 3, at(900), at(900), 4];
+        let (parts, script) = run(&walk(501), vec![heard(&answer)]);
+        assert_eq!(parts, [(0..400, answer[..3].to_vec()), (480..501, answer[3..6].to_vec())]);
+        assert_eq!(script.asked.len(), 1);
+        let (parts, _) = run(&walk(10), vec![heard(&[at(70), 1, at(90), at(90), 2, at(244)])]);
+        assert_eq!(parts, []);
+        let (parts, _) = run(&walk(3030), vec![heard(&[at(0), 1, at(20)]), heard(&[at(10), 2, at(80)])]);
+        assert_eq!(parts[1], (3000..3030, vec![at(10), 2, at(80)]));
     }
 
     #[test]
