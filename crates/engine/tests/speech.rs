@@ -176,6 +176,33 @@ fn doubtful_answers_are_drawn_again_and_a_seed_repeats_them() {
 }
 
 #[test]
+fn answers_that_repeat_themselves_are_drawn_again() {
+    let engine = engine(&EngineOptions::new());
+    let heard = |threshold| {
+        let options = TranscribeOptions {
+            condition_on_previous_text: false,
+            temperatures: vec![0.0, 1.0],
+            compression_ratio_threshold: threshold,
+            ..credulous()
+        };
+        engine.transcribe(recording(75), options).wait().unwrap().segments
+    };
+    let once = heard(None);
+    assert!(once.iter().all(|segment| segment.temperature == 0.0), "{once:?}");
+    let ratios = || once.iter().map(|segment| segment.compression_ratio);
+    let (least, most) = (ratios().fold(f32::MAX, f32::min), ratios().fold(0.0, f32::max));
+    assert!(least < most, "the windows are compressed differently well");
+    // The best compressed answers are doubted, the worst compressed ones are not.
+    let threshold = (least + most) / 2.0;
+    let twice = heard(Some(threshold));
+    let (first, again): (Vec<_>, Vec<_>) = twice.iter().partition(|segment| segment.temperature == 0.0);
+    assert!(!again.is_empty() && again.iter().all(|segment| segment.temperature == 1.0), "{twice:?}");
+    assert!(!first.is_empty() && first.iter().all(|segment| segment.compression_ratio <= threshold), "{twice:?}");
+    // As good as the threshold is good enough.
+    assert_eq!(heard(Some(most)), once);
+}
+
+#[test]
 fn events_tell_how_far_it_is() {
     let engine = engine(&EngineOptions { quant: Quant::Q8, ..EngineOptions::new() });
     let events: Vec<_> = engine.transcribe(recording(70), credulous()).map(Result::unwrap).collect();

@@ -313,7 +313,7 @@ pub(super) fn threads(text: &str) -> Result<usize, String> {
     if n_threads <= MOST_THREADS { Ok(n_threads) } else { Err(format!("expected at most {MOST_THREADS}")) }
 }
 
-fn number(text: &str) -> Result<f32, String> {
+pub(super) fn number(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|number: &f32| number.is_finite()).ok_or_else(|| "expected a number".into())
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use ocelli_engine::TranscribeOptions;
 
 use super::DeviceArgs;
-use super::shared::positive;
+use super::shared::{number, positive};
 
 /// Write down what is said in audio files
 ///
@@ -23,6 +23,7 @@ Examples:
   ocelli transcribe film.flac --format srt > film.srt
   ocelli transcribe recordings/ --format vtt --output subtitles/ --resume
   ocelli transcribe call.wav --format json --timestamps words
+  ocelli transcribe noisy.ogg --temperature 0,0.5 --no-speech-threshold 0.4
   ocelli transcribe call.wav --model openai/whisper-large-v3-turbo --quant q8 --quant-vision q8")]
 pub(crate) struct TranscribeArgs {
     /// Audio files, folders of them, patterns such as 'calls/*.mp3', or `-` for standard input
@@ -76,10 +77,6 @@ pub(crate) struct SpeechArgs {
     #[arg(long)]
     no_previous_text: bool,
 
-    /// Take the first answer to each 30 seconds, even one that repeats itself or that the model does not believe in
-    #[arg(long)]
-    no_fallback: bool,
-
     /// Search with this many beams; 1 is fastest
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
     num_beams: usize,
@@ -87,6 +84,9 @@ pub(crate) struct SpeechArgs {
     /// Most tokens of each 30 seconds (default: as many as the model can)
     #[arg(long, value_name = "N", value_parser = positive)]
     max_tokens: Option<usize>,
+
+    #[command(flatten)]
+    fallback: FallbackArgs,
 
     /// A model's folder, or its id in the Hugging Face cache
     #[arg(short, long, value_name = "MODEL", default_value = "openai/whisper-base", value_hint = ValueHint::DirPath,
@@ -101,14 +101,52 @@ pub(crate) struct SpeechArgs {
     pub(crate) device: DeviceArgs,
 }
 
+/// When an answer to 30 seconds is not believed, and what is done then; with the defaults of openai/whisper.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Answers that are not believable")]
+struct FallbackArgs {
+    /// Temperatures to try one after another until an answer is believable; 0 takes the likeliest tokens
+    #[arg(long, value_name = "T,…", value_delimiter = ',', value_parser = number, default_value = "0,0.2,0.4,0.6,0.8,1")]
+    temperature: Vec<f32>,
+
+    /// Try again where the text is compressed better than this, since it repeats itself; `none` for never
+    #[arg(long, value_name = "X", value_parser = Threshold::parse, default_value = "2.4", allow_negative_numbers = true)]
+    compression_ratio_threshold: Threshold,
+
+    /// Try again where the tokens' mean log-probability is below this; `none` for never
+    #[arg(long, alias = "log-prob-threshold", value_name = "X", value_parser = Threshold::parse, default_value = "-1",
+        allow_negative_numbers = true)]
+    logprob_threshold: Threshold,
+
+    /// Where the log-probability is too low and silence is likelier than this, nobody spoke; `none` for never
+    #[arg(long, value_name = "P", value_parser = Threshold::parse, default_value = "0.6", allow_negative_numbers = true)]
+    no_speech_threshold: Threshold,
+
+    /// Take the first answer to each 30 seconds, even one that repeats itself or that the model does not believe in
+    #[arg(long, conflicts_with_all = ["temperature", "compression_ratio_threshold", "logprob_threshold",
+        "no_speech_threshold"])]
+    no_fallback: bool,
+}
+
+/// A number, or `none`.
+#[derive(Clone, Copy, Debug)]
+struct Threshold(Option<f32>);
+
+impl Threshold {
+    fn parse(text: &str) -> Result<Self, String> {
+        let threshold = if text.eq_ignore_ascii_case("none") { None } else { Some(number(text)) };
+        threshold.transpose().map(Self).map_err(|expected| format!("{expected}, or none"))
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TranscriptFormat {
     /// Plain text, a line per segment
     #[default]
     Text,
-    /// `SubRip` subtitles
+    /// SubRip subtitles
     Srt,
-    /// `WebVTT` subtitles
+    /// WebVTT subtitles
     Vtt,
     /// One JSON object per recording
     Json,
@@ -125,18 +163,8 @@ pub(crate) enum TimestampsOf {
 impl SpeechArgs {
     /// The engine's options, not yet checked.
     pub(crate) fn options(&self) -> TranscribeOptions {
-        let default = TranscribeOptions::default();
-        let default = if self.no_fallback {
-            TranscribeOptions {
-                temperatures: vec![0.0],
-                compression_ratio_threshold: None,
-                log_prob_threshold: None,
-                no_speech_threshold: None,
-                ..default
-            }
-        } else {
-            default
-        };
+        let FallbackArgs { no_fallback, .. } = self.fallback;
+        let threshold = |Threshold(value): Threshold| value.filter(|_| !no_fallback);
         TranscribeOptions {
             language: self.language.clone(),
             translate: self.translate,
@@ -144,8 +172,66 @@ impl SpeechArgs {
             prompt: self.prompt.clone(),
             condition_on_previous_text: !self.no_previous_text,
             num_beams: self.num_beams,
+            temperatures: if no_fallback { vec![0.0] } else { self.fallback.temperature.clone() },
+            compression_ratio_threshold: threshold(self.fallback.compression_ratio_threshold),
+            log_prob_threshold: threshold(self.fallback.logprob_threshold),
+            no_speech_threshold: threshold(self.fallback.no_speech_threshold),
             max_tokens: self.max_tokens,
-            ..default
+            ..TranscribeOptions::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::{Cli, Command};
+
+    fn options(flags: &str) -> Result<TranscribeOptions, String> {
+        let arguments = ["ocelli", "transcribe", "a.wav"].into_iter().chain(flags.split_whitespace());
+        let Command::Transcribe(args) = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?.command
+        else {
+            panic!("transcribe was given")
+        };
+        Ok(args.speech.options())
+    }
+
+    #[test]
+    fn the_defaults_are_the_engine_s() {
+        assert_eq!(options(""), Ok(TranscribeOptions::default()));
+    }
+
+    #[test]
+    fn thresholds_arrive() {
+        let flags = "--temperature 0,0.5 --temperature 1 --compression-ratio-threshold 2 --logprob-threshold -0.5 \
+            --no-speech-threshold 0.25";
+        let expected = TranscribeOptions {
+            temperatures: vec![0.0, 0.5, 1.0],
+            compression_ratio_threshold: Some(2.0),
+            log_prob_threshold: Some(-0.5),
+            no_speech_threshold: Some(0.25),
+            ..TranscribeOptions::default()
+        };
+        assert_eq!(options(flags), Ok(expected));
+        let nothing = TranscribeOptions {
+            compression_ratio_threshold: None,
+            log_prob_threshold: None,
+            no_speech_threshold: None,
+            ..TranscribeOptions::default()
+        };
+        let none = "--compression-ratio-threshold none --log-prob-threshold None --no-speech-threshold none";
+        assert_eq!(options(none), Ok(nothing.clone()));
+        assert_eq!(options("--no-fallback"), Ok(TranscribeOptions { temperatures: vec![0.0], ..nothing }));
+    }
+
+    #[test]
+    fn what_is_no_threshold_is_refused() {
+        let error = options("--compression-ratio-threshold high").unwrap_err();
+        assert!(error.contains("--compression-ratio-threshold") && error.contains("a number, or none"), "{error}");
+        assert!(options("--temperature 0,warm").unwrap_err().contains("expected a number"));
+        let error = options("--no-fallback --no-speech-threshold 0.5").unwrap_err();
+        assert!(error.contains("cannot be used with"), "{error}");
     }
 }

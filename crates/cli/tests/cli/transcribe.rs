@@ -65,6 +65,26 @@ fn json_tells_of_every_word() {
 }
 
 #[test]
+fn thresholds_say_when_an_answer_is_tried_again() {
+    let scratch = scratch();
+    let temperatures = |flags: &str| {
+        let ran = transcribe(&scratch, &format!("calls/a.wav --language en --num-beams 1 --format json {flags}"));
+        ran.ok();
+        let segments = ran.objects()[0]["segments"].as_array().unwrap().clone();
+        assert!(!segments.is_empty(), "{flags}: {ran:?}");
+        segments.iter().map(|segment| segment["temperature"].as_f64().unwrap()).collect::<Vec<f64>>()
+    };
+    let tried = "--temperature 0,0.5 --logprob-threshold none";
+    let all = |of: &[f64], expected| of.iter().all(|&found| found == expected);
+    assert!(all(&temperatures(&format!("{tried} --compression-ratio-threshold 0")), 0.5));
+    assert!(all(&temperatures(&format!("{tried} --compression-ratio-threshold none")), 0.0));
+    assert!(all(&temperatures("--temperature 0,0.5 --logprob-threshold 0 --no-speech-threshold none"), 0.5));
+    // Any chance of silence is enough.
+    let ran = transcribe(&scratch, "calls/a.wav --language en --logprob-threshold 0 --no-speech-threshold 0");
+    assert_eq!(ran.ok(), "");
+}
+
+#[test]
 fn every_recording_of_a_folder_gets_a_file_and_what_is_there_is_not_done_again() {
     let scratch = scratch();
     let arguments = "calls --format srt --output subtitles --num-beams 1 --language en";
@@ -93,6 +113,15 @@ fn what_cannot_work_is_refused_with_advice() {
     let ran = transcribe(&scratch, "calls/a.wav --language klingon");
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.stderr.contains("language is klingon, expected a code that the model knows"), "{ran:?}");
+    for (flags, message) in [
+        ("--no-speech-threshold 2", "no_speech_threshold is 2, expected a probability, from 0 to 1"),
+        ("--logprob-threshold 1", "log_prob_threshold is 1, expected a number up to 0"),
+        ("--compression-ratio-threshold -1", "compression_ratio_threshold is -1, expected a number from 0"),
+        ("--temperature 0,101", "temperatures is [0.0, 101.0], expected some numbers from 0 to 100"),
+    ] {
+        let ran = transcribe(&scratch, &format!("calls/a.wav {flags}"));
+        assert!(ran.code == 2 && ran.stderr.contains(message), "{ran:?}");
+    }
     let ran = transcribe(&scratch, "calls/c.mp3");
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.stderr.contains("WAV, FLAC, MP3, OGG (Vorbis) and M4A (AAC, ALAC) are supported"), "{ran:?}");

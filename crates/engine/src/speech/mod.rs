@@ -83,6 +83,15 @@ impl TranscribeOptions {
         if self.temperatures.is_empty() || !self.temperatures.iter().all(meaningful) {
             return invalid("temperatures", format!("{:?}", self.temperatures), "some numbers from 0 to 100");
         }
+        for (name, value, meaningful, expected) in [
+            ("compression_ratio_threshold", self.compression_ratio_threshold, 0.0..=f32::MAX, "a number from 0"),
+            ("log_prob_threshold", self.log_prob_threshold, f32::MIN..=0.0, "a number up to 0"),
+            ("no_speech_threshold", self.no_speech_threshold, 0.0..=1.0, "a probability, from 0 to 1"),
+        ] {
+            if let Some(value) = value.filter(|value| !meaningful.contains(value)) {
+                return invalid(name, value.to_string(), expected);
+            }
+        }
         if self.max_tokens == Some(0) {
             return invalid("max_tokens", "0".to_owned(), "at least 1");
         }
@@ -152,6 +161,18 @@ mod tests {
             (TranscribeOptions { num_beams: 0, ..default() }, "num_beams is 0"),
             (TranscribeOptions { temperatures: Vec::new(), ..default() }, "temperatures is []"),
             (TranscribeOptions { temperatures: vec![0.0, f32::NAN], ..default() }, "temperatures is [0.0, NaN]"),
+            (
+                TranscribeOptions { compression_ratio_threshold: Some(-1.0), ..default() },
+                "compression_ratio_threshold is -1, expected a number from 0",
+            ),
+            (
+                TranscribeOptions { log_prob_threshold: Some(0.5), ..default() },
+                "log_prob_threshold is 0.5, expected a number up to 0",
+            ),
+            (
+                TranscribeOptions { no_speech_threshold: Some(f32::NAN), ..default() },
+                "no_speech_threshold is NaN, expected a probability, from 0 to 1",
+            ),
             (TranscribeOptions { max_tokens: Some(0), ..default() }, "max_tokens is 0"),
         ] {
             let error = options.validate().unwrap_err().to_string();
