@@ -154,6 +154,10 @@ mod tests {
         let families = catalog().unwrap();
         let sizes: usize = families.iter().map(|family| family.sizes.len()).sum();
         assert_eq!((families.len(), sizes), (ARCHITECTURES.len(), PUBLISHED.len()));
+        let unsized_families = families.iter().filter(|family| family.sizes.is_empty());
+        // transformers' layout of `llava_qwen2`, in the same sizes.
+        let renamed = unsized_families.map(|family| family.model_type).collect::<Vec<_>>();
+        assert_eq!(renamed, ["fast_vlm"]);
         let find = |name: &str| {
             let model = families.iter().flat_map(|family| &family.sizes).find(|model| model.name == name);
             model.unwrap_or_else(|| panic!("no {name}"))
@@ -161,7 +165,14 @@ mod tests {
         // Within a per cent of what the model cards say.
         for (name, millions) in [
             ("smolvlm-256m", 256.0),
+            ("smolvlm2-256m", 256.0),
+            ("smolvlm2-500m", 507.0),
+            ("smolvlm2-2.2b", 2246.0),
             ("llama-3.2-1b", 1236.0),
+            ("llama-3.1-8b", 8030.0),
+            ("qwen2.5-7b", 7616.0),
+            ("qwen2-vl-7b", 8291.0),
+            ("qwen3-vl-8b", 8767.0),
             ("qwen3-0.6b", 596.0),
             ("llava-1.5-7b", 7063.0),
             ("r1-distill-qwen-1.5b", 1777.0),
