@@ -55,7 +55,9 @@ Environment:
   HF_TOKEN               your token for private and gated models
   HF_ENDPOINT            another hub (default: https://huggingface.co)
   HF_HUB_OFFLINE         set to 1 to never use the network
-  OCELLI_ISA             instruction set to use: scalar, avx2, avx512 (default: the best there is)
+  OCELLI_ISA             instruction set to use (default: the best there is): scalar, avx2,
+                         avx2-vnni, avx512, avx512-vnni, avx512-bf16, amx, neon, neon-dotprod,
+                         neon-i8mm, neon-bf16
   OCELLI_CACHE           where quantised weights are kept (default: ~/.cache/ocelli)
   OCELLI_HISTORY         file for the history of `ocelli chat`; empty for none
   NO_COLOR               set to 1 for no colours";

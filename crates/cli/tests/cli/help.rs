@@ -2,7 +2,7 @@
 
 use insta::assert_snapshot;
 
-use crate::support::Scratch;
+use crate::support::{Ran, Scratch};
 
 #[test]
 fn every_command_explains_itself_with_examples() {
@@ -37,6 +37,23 @@ fn every_command_explains_itself_with_examples() {
         let short = scratch.run(command.split_whitespace().chain(["-h"]));
         assert!(short.ok().contains("Examples:"), "{command} -h");
     }
+}
+
+/// The error lists the names in the table that the program chooses from.
+#[test]
+fn the_help_names_every_instruction_set() {
+    let scratch = Scratch::new();
+    let mut command = scratch.command(["eval", "demo", "--limit", "1"]);
+    let ran: Ran = command.env("OCELLI_ISA", "altivec").output().unwrap().into();
+    let known = ran.stderr.split_once("known are ").unwrap_or_else(|| panic!("no names in {ran:?}")).1;
+    let names = |text: &str| -> Vec<String> {
+        let lines: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).collect();
+        lines.join(" ").split(',').map(|name| name.trim().to_owned()).collect()
+    };
+    let help = scratch.run(["--help"]).stdout;
+    let (_, listed) = help.split_once("(default: the best there is): ").unwrap();
+    let (listed, _) = listed.split_once("OCELLI_CACHE").unwrap();
+    assert_eq!(names(listed), names(known.lines().next().unwrap()));
 }
 
 #[test]
