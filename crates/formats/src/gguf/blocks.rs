@@ -348,3 +348,31 @@ fn six_bit_groups(block: &[u8], mut each: impl FnMut(&[u8], f32, f32)) {
         each(&codes, scale, -32.0 * scale);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_says_what_becomes_of_every_type() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/quantisation.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+        for kind in (0..256).filter_map(BlockKind::from_id) {
+            let (weights, bytes) = kind.block();
+            let in_memory = match kind {
+                BlockKind::Plain(dtype) if !dtype.is_float() => continue,
+                BlockKind::Plain(Dtype::F64) => "float32",
+                BlockKind::Plain(_) => "as stored",
+                _ if kind.bits() == CodeBits::Four => "4 bits, groups of 32",
+                _ => "8 bits, groups of 32",
+            };
+            let row = rows.iter().find(|row| row.len() > 4 && row[1].split(", ").any(|name| name == kind.name()));
+            let row = row.unwrap_or_else(|| panic!("no row about {}", kind.name()));
+            assert_eq!(row[3], in_memory, "{}", kind.name());
+            let place = row[1].split(", ").position(|name| name == kind.name()).unwrap();
+            let stored: f32 = row[2].split(", ").nth(place).unwrap().parse().unwrap();
+            assert!((stored - (8 * bytes) as f32 / weights as f32).abs() < 0.05, "{}: {stored} bits", kind.name());
+        }
+    }
+}
