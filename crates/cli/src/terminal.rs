@@ -109,12 +109,12 @@ pub(crate) fn print(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// Takes it that the reader of standard output has gone.
+/// What showing something came to. A reader that has gone ends a run, but not one whose answers a file keeps as well.
 ///
 /// # Errors
-/// Any other.
-pub(crate) fn closed_is_fine(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
+/// Those of showing.
+pub(crate) fn unless_kept(printed: std::io::Result<()>, is_kept: bool) -> std::io::Result<()> {
+    printed.or_else(|error| if is_kept && error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
 }
 
 /// Writes text of a model to standard output at once, harmless where that is a terminal.

@@ -183,7 +183,7 @@ impl Error {
             Self::VisionTokenMismatch { .. } | Self::TokenOutOfRange { .. } => {
                 "the processor files and the weights may come from different models"
             }
-            Self::NoRegions { .. } => "choose one that does, such as vikhyatk/moondream2",
+            Self::NoRegions { .. } => "choose a Moondream model, such as vikhyatk/moondream2",
             Self::NoHearing { .. } => "choose a Whisper model, such as openai/whisper-base",
             Self::OutOfMemory { advice, .. } => advice,
             Self::AlreadyQuantized { .. } => {

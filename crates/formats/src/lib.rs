@@ -9,7 +9,7 @@
 //! - [`ByteLevel`]: a `tokenizer.json` from the parts of a byte-level tokenizer.
 //! - [`Checkpoint`]: every weight of a model by name, over one or many safetensors files or in a GGUF file.
 //! - [`WeightData`]: a matrix as floats or, whatever format it was quantised in, as a [`GroupedTensor`].
-//! - [`CheckpointWriter`]: the way back, for quantised checkpoints.
+//! - [`CheckpointWriter`], [`MlxNames`]: the way back, for quantised checkpoints.
 //! - [`hub_cache`]: where the Hugging Face tools keep models on this machine.
 #![deny(unsafe_code)]
 

@@ -52,7 +52,7 @@ impl Kernels {
 /// 16 registers together with the operands.
 pub(crate) const SUMS: usize = 12;
 
-/// The same for products of pairs, which take 6 cycles on Zen 5 (with 12 sums they read 8 % too low there); instruction
+/// The same for products of pairs, which take 6 cycles on Zen 5 (with 12 sums they read 7 % too low there); instruction
 /// sets with pairs have 32 registers.
 pub(crate) const PAIR_SUMS: usize = 24;
 

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueHint};
 use ocelli_engine::bench::{PUBLISHED, Picture};
 
-use super::shared::positive;
+use super::shared::{ending_in, positive};
 use super::{DeviceArgs, LookArgs};
 
 /// Measure how fast a model runs on this machine
@@ -83,7 +83,7 @@ pub(crate) struct BenchArgs {
     pub(crate) compare: Option<PathBuf>,
 
     /// Draw the stages of every run (or, with --compare, of the medians) as an SVG picture
-    #[arg(long, value_name = "FILE.svg", value_hint = ValueHint::FilePath, value_parser = svg)]
+    #[arg(long, value_name = "FILE.svg", value_hint = ValueHint::FilePath, value_parser = |text: &str| ending_in("svg", text))]
     pub(crate) plot: Option<PathBuf>,
 
     /// Print a JSON object with everything
@@ -100,12 +100,6 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
-}
-
-fn svg(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
-    if is_svg { Ok(path) } else { Err("the file must end in .svg".into()) }
 }
 
 impl BenchArgs {

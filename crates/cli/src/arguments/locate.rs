@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::shared::ModelArgs;
+use super::shared::{ModelArgs, ending_in};
 
 /// Find things in a picture: boxes around them
 ///
@@ -53,7 +53,7 @@ pub(crate) struct LocateArgs {
     pub(crate) max: u16,
 
     /// Write a copy of the picture with what was found drawn on it, as PNG
-    #[arg(long, value_name = "FILE.png", value_hint = ValueHint::FilePath, value_parser = png)]
+    #[arg(long, value_name = "FILE.png", value_hint = ValueHint::FilePath, value_parser = |text: &str| ending_in("png", text))]
     pub(crate) draw: Option<PathBuf>,
 
     /// Print a JSON object, with fractions of the picture's sides as well
@@ -62,10 +62,4 @@ pub(crate) struct LocateArgs {
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-}
-
-fn png(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    let is_png = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-    if is_png { Ok(path) } else { Err("the file must end in .png".into()) }
 }

@@ -1,6 +1,7 @@
 //! Flags that several commands share: how an answer is shown, which model gives it, how its tokens are chosen.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
@@ -315,6 +316,13 @@ pub(super) fn threads(text: &str) -> Result<usize, String> {
 
 pub(super) fn number(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|number: &f32| number.is_finite()).ok_or_else(|| "expected a number".into())
+}
+
+/// A file that is written in one format only.
+pub(super) fn ending_in(ending: &str, text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let fits = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(ending));
+    if fits { Ok(path) } else { Err(format!("the file must end in .{ending}")) }
 }
 
 /// `4GiB`, `500M`, `1.5 GB`; without a unit, bytes.

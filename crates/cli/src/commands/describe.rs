@@ -15,7 +15,7 @@ use crate::model;
 use crate::output::OutFile;
 use crate::record::Record;
 use crate::summary::Summary;
-use crate::terminal::{AnswerPrinter, closed_is_fine, note, one_line, print, print_answer, printable, progress_bar};
+use crate::terminal::{AnswerPrinter, note, one_line, print, print_answer, printable, progress_bar, unless_kept};
 
 pub(crate) fn run(args: &DescribeArgs) -> Outcome {
     model::generate_options(&args.sampling, None)?;
@@ -141,27 +141,22 @@ impl Batch<'_> {
         let DescribeArgs { prompt, raw, answer: how, .. } = self.args;
         let prompt = prompt.as_deref().unwrap_or_else(|| self.engine.processor().default_prompt());
         let request = model::request(prompt, vec![shown], *raw, how.prompting.chat_options(), self.options.clone());
-        let (mut closed, mut printer) = (None, AnswerPrinter::new());
+        let (mut closed, mut printer, is_kept) = (None, AnswerPrinter::new(), self.out.is_some());
         let result = model::answer(&self.engine, request, graceful, |piece| {
-            let printed = if self.show == Show::Stream { self.shown(printer.show(piece)) } else { Ok(()) };
+            let printed = if self.show == Show::Stream { unless_kept(printer.show(piece), is_kept) } else { Ok(()) };
             printed.inspect_err(|error| closed = Some(error.kind()))
         });
         if let Some(kind) = closed {
             return Err(Problem::Output(std::io::Error::from(kind).into()));
         }
         if self.show == Show::Stream && (result.is_ok() || graceful.interrupted()) {
-            self.shown(print("\n")).map_err(|error| Problem::Output(error.into()))?;
+            unless_kept(print("\n"), is_kept).map_err(|error| Problem::Output(error.into()))?;
         }
         let mut answer = result.map_err(Problem::Picture)?;
         // For the user, the file's decoding is a part of the picture's preparation.
         answer.timings.preprocess_ms += decode_ms;
         answer.timings.ttft_ms += decode_ms;
         Ok(answer)
-    }
-
-    /// What showing something came to. A reader that has gone ends the run, but not one that fills a file as well.
-    fn shown(&self, printed: std::io::Result<()>) -> std::io::Result<()> {
-        printed.or_else(|error| if self.out.is_some() { closed_is_fine(error) } else { Err(error) })
     }
 
     /// Shows an answer and writes its row.
@@ -173,7 +168,7 @@ impl Batch<'_> {
             Show::Lines => print_answer(&format!("{image}: {}\n", one_line(&answer.text))),
             Show::Json => print(&format!("{}\n", record.to_json())),
         });
-        self.shown(printed)?;
+        unless_kept(printed, self.out.is_some())?;
         let of_image = if self.is_single { String::new() } else { format!("{image}: ") };
         self.bar.suspend(|| {
             if let Some(notice) = &answer.notice {
@@ -193,7 +188,7 @@ impl Batch<'_> {
         let record = Record::failed(&[image.to_owned()], label, prompt, &failure.text());
         if self.show == Show::Json {
             let printed = self.bar.suspend(|| print(&format!("{}\n", record.to_json())));
-            self.shown(printed)?;
+            unless_kept(printed, self.out.is_some())?;
         }
         self.out.as_mut().map_or(Ok(()), |out| out.write(&record))?;
         // Of several, the summary lists those that failed.

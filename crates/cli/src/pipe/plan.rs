@@ -106,12 +106,6 @@ impl Found {
             _ => None,
         };
         match refusal {
-            Some(error @ Error::NoHearing { .. }) => {
-                Err(Failure::new(Exit::Model, error).with_hint("choose a Whisper model, such as openai/whisper-base"))
-            }
-            Some(error @ Error::NoRegions { .. }) => {
-                Err(Failure::new(Exit::Model, error).with_hint("choose a Moondream model, such as vikhyatk/moondream2"))
-            }
             Some(error) => Err(Failure::new(Exit::Model, error)),
             None => Ok(Self { files, info }),
         }

@@ -19,7 +19,7 @@ use crate::interrupt::Graceful;
 use crate::model;
 use crate::output::{OutFile, Row};
 use crate::summary::Summary;
-use crate::terminal::{closed_is_fine, note, print, print_answer, printable, progress_bar};
+use crate::terminal::{note, print, print_answer, printable, progress_bar, unless_kept};
 
 /// A run.
 pub(crate) struct Run<'a> {
@@ -148,14 +148,9 @@ impl Run<'_> {
         }
         self.summary.succeeded(item.elapsed);
         self.out.as_mut().map_or(Ok(()), |out| out.write(&record))?;
-        let shown =
+        let show =
             || if self.args.json { print(&format!("{}\n", record.json())) } else { print_answer(&record.block()) };
-        Ok(self.shown(worker.bar.suspend(shown))?)
-    }
-
-    /// What showing something came to. A reader that has gone ends the run, but not one that fills a file as well.
-    fn shown(&self, printed: std::io::Result<()>) -> std::io::Result<()> {
-        printed.or_else(|error| if self.out.is_some() { closed_is_fine(error) } else { Err(error) })
+        Ok(unless_kept(worker.bar.suspend(show), self.out.is_some())?)
     }
 
     fn fail(&mut self, item: &mut Item, failure: &Failure, worker: &Worker<'_>) -> Result<(), Failure> {
@@ -165,7 +160,7 @@ impl Run<'_> {
         let record = self.record(item, Some(&text));
         self.out.as_mut().map_or(Ok(()), |out| out.write(&record))?;
         if self.args.json {
-            self.shown(worker.bar.suspend(|| print(&format!("{}\n", record.json()))))?;
+            unless_kept(worker.bar.suspend(|| print(&format!("{}\n", record.json()))), self.out.is_some())?;
         }
         // Of several, the summary lists those that failed.
         self.exit = if self.is_single { failure.report_about(&item.file) } else { Exit::Failed };

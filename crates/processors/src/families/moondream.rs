@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use ocelli_formats::Borrowed;
 use serde::Deserialize;
 
 use super::{ImageProcessor, Model};
@@ -250,7 +251,7 @@ impl TokenizerConfig {
         let revision = versions.split_whitespace().filter(|word| word.starts_with("20")).max();
         // The tokenizer that came with the newer prompts begins with the token that ends texts.
         let end = model.tokenizer.and_then(|tokenizer| tokenizer.token_to_id("<|endoftext|>"));
-        let is_newer = revision.map_or(end != Some(OLDER_END), |revision| revision >= FIRST_NEWER);
+        let is_newer = revision.map_or(end != Some(OLDER_END), |_| Borrowed::by(model.files).is_some());
         match (model.tokenizer, revision) {
             (Some(tokenizer), Some(revision)) if is_newer && end == Some(OLDER_END) => Err(Error::bad_tokenizer(
                 tokenizer.file(),
@@ -315,8 +316,6 @@ const TEMPLATE: &str = "\
 const IMAGE: &str = "<image>";
 /// The id of `<|endoftext|>` in GPT-2's tokenizer.
 const OLDER_END: u32 = 50_256;
-/// The first revision that is trained with the newer tokenizer is of this month.
-const FIRST_NEWER: &str = "2025-06";
 /// No model asks for more.
 const MAX_CROP: usize = 8192;
 
